@@ -1,0 +1,22 @@
+"""Mistakes that a user can mend, told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do, in one sentence.
+
+    The command line prints it without a traceback and ends with exit status 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A clause that names the known names closest to `name`, or all of them when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    if close:
+        return f"the nearest known: {', '.join(close)}"
+    return f"known: {', '.join(names)}"

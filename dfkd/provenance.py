@@ -1,0 +1,71 @@
+"""Where an artefact comes from and what it cost."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dfkd import __version__
+from dfkd.runtime import Runtime
+
+LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "transformers", "lmdb", "h5py", "safetensors", "scikit-learn")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of python, this package and the libraries that decide a result."""
+    found = {"python": platform.python_version(), "dfkd": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@functools.cache
+def revision() -> str:
+    """The source revision of a checkout, with `+changes` for uncommitted edits of the package; `unknown` for a wheel."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", str(root))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+changes" if changes else commit
+
+
+@dataclass
+class Cost:
+    """What a stage took, over all its attempts. Kept apart from artefacts whose bytes must not depend on time."""
+
+    seconds: float = 0.0
+    images: int = 0  # synthesised images that were kept
+    teacher_queries: int = 0  # images that the teacher classified
+    optimiser_steps: int = 0
+    peak_memory: int = 0  # bytes
+
+    @contextmanager
+    def measure(self, runtime: Runtime) -> Iterator[Cost]:
+        """Add the wall-clock time of the block; note the peak memory at its end."""
+        begin = time.perf_counter()
+        try:
+            yield self
+        finally:
+            self.seconds += time.perf_counter() - begin
+            self.peak_memory = max(self.peak_memory, runtime.peak_memory())
+
+    def as_dict(self) -> dict[str, float | int]:
+        """For JSON and for checkpoints."""
+        return asdict(self)
