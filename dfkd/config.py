@@ -21,7 +21,9 @@ MODEL_NAMES = (
     "resnet8", "resnet20", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "lenet5", "lenet5half",
 )  # fmt: skip
 WRN = re.compile(r"wrn(?P<depth>\d{2})(?P<width>\d{1,2})")
-METHOD_NAMES = ("dda",)
+# The teacher's banks that a method starts from: `init`, `variations`. They become inputs of its distil rule.
+METHOD_BANKS: dict[str, tuple[str, ...]] = {"dda": ("init", "variations")}
+METHOD_NAMES = tuple(METHOD_BANKS)
 DEFAULT_METHOD = "dda"
 
 Count = Annotated[int, Field(ge=1)]
@@ -112,7 +114,8 @@ class ImageVariationsSettings(Settings):
     height: int = Field(256, ge=8, multiple_of=8, description="pixels of the generated square image before downsampling")
     decoder: Literal["taesd", "full"] = Field("taesd", description="TAESD (small) or the model's own VAE decoder")
     taesd: str = Field("madebyollin/taesd", description="hub id or local folder of the small decoder")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, else float32")
+    safety_checker: bool = Field(False, description="run the model's own checker; an image it blacks out stops the stage")
     batch_size: Count = 32
 
 
@@ -120,13 +123,18 @@ class BankDiffusionSettings(Settings):
     """A small class-conditional UNet trained on the init bank; variations by SDEdit."""
 
     strength: float = Field(0.5, gt=0, le=1, description="share of the noising trajectory that is undone and redone")
-    channels: list[int] = Field([64, 128, 128], min_length=1, description="UNet widths from the finest level down")
+    channels: list[Annotated[int, Field(ge=4, multiple_of=4)]] = Field(
+        [64, 128, 128], min_length=1, description="UNet widths from the finest level down, multiples of 4"
+    )
     layers_per_block: Count = 1
+    patch: Count = Field(1, description="side of the pixel squares folded into channels before the UNet; 2 quarters its work")
     train_steps: Count = 20000
     batch_size: Count = 128
     lr: Rate = 2e-4
     ema: float = Field(0.999, ge=0, lt=1)
-    sampling_steps: Count = Field(50, description="DDIM steps of the full trajectory; strength × this many are run")
+    sampling_steps: int = Field(
+        50, ge=1, le=1000, description="DDIM steps of the full trajectory; strength × this many are run"
+    )
     sampling_batch_size: Count = 200
 
 
@@ -135,7 +143,7 @@ class AugmentSettings(StageSettings):
 
     seed: int = Field(0, ge=0)
     backend: Literal["image-variations", "bank-diffusion", "none"] = "image-variations"
-    variations: Count = Field(1, description="variations per chosen parent")
+    variations: int = Field(1, ge=1, le=256, description="variations per chosen parent")
     share: float = Field(1.0, gt=0, le=1, description="share of the bank's images that are varied, drawn by the seed")
     threshold: float = Field(0.7, ge=-1, le=1, description="a variation is kept iff cosine(variation, parent) ≥ threshold")
     embedding: Literal["teacher", "clip"] = Field(
@@ -173,6 +181,10 @@ class DistillSettings(StageSettings):
 class EvaluateSettings(StageSettings):
     """Metrics of a student against its teacher on the test split."""
 
+    precision: Literal["fast", "reference"] = Field(
+        "reference",
+        description="`reference`: fp32, so that no figure depends on the hardware's bf16; `fast`: as in the other stages",
+    )
     batch_size: Count = 500
     ece_bins: Count = Field(15, description="equal-width confidence bins of the expected calibration error")
 
@@ -184,6 +196,7 @@ STAGES: dict[str, type[StageSettings]] = {
     "distill": DistillSettings,
     "evaluate": EvaluateSettings,
 }
+TEACHER_STAGES = ("teacher", "init-bank", "augment")  # no student in their jobs
 
 
 class Section(Settings):
@@ -204,6 +217,9 @@ class Config(Settings):
     init_bank: Section = Section()
     augment: Section = Section()
     evaluate: Section = Section()
+    imported: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+_[a-z0-9]+$")], str] = Field(
+        {}, description="`dataset_model: FILE.pth`: a checkpoint of your own that is imported instead of trained"
+    )
     datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = {}
     methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = {}
 
@@ -229,7 +245,8 @@ class Config(Settings):
         ]
         for key in dict.fromkeys(keys):
             values = merge(values, section.overrides.get(key, {}))
-        return parse(STAGES[stage], values, f"{stage} settings of {keys[-1]}")  # type: ignore[return-value]
+        where = f"{method if stage == 'distill' else stage} settings" + (f" of {keys[-1]}" if keys[-1] else "")
+        return parse(STAGES[stage], values, where)  # type: ignore[return-value]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,13 +320,32 @@ def check_config(values: Any, where: str) -> Config:
     for method in config.methods:
         if method not in METHOD_NAMES:
             raise UserError(f"{where}: unknown method '{method}'; {nearest(method, METHOD_NAMES)}.")
+    for pair in config.imported:
+        _check_target(pair, 2, config, f"{where}: imported")
     for stage in STAGES:
         sections = config.methods if stage == "distill" else {DEFAULT_METHOD: getattr(config, stage.replace("-", "_"))}
         for method, section in sections.items():
+            for key in section.overrides:
+                _check_target(key, 2 if stage in TEACHER_STAGES else 3, config, f"{where}: overrides of {stage}")
             for key in ("", *section.overrides):
                 dataset, teacher, student = (*key.split("_"), "", "")[:3]
                 config.stage(stage, dataset, teacher, student, method)
     return config
+
+
+def _check_target(key: str, parts: int, config: Config, where: str) -> None:
+    """Refuse a `dataset_teacher_student` key that no job can have: it would be ignored in silence."""
+    dataset, *models = key.split("_")
+    if len(models) >= parts:
+        form = "_".join(("dataset", "teacher", "student")[:parts])
+        raise UserError(f"{where}: '{key}' has more parts than {form}; write models without '_', such as wrn402.")
+    try:
+        if config.datasets:
+            check_dataset(dataset, config)
+        for model in models:
+            check_model(model)
+    except UserError as error:
+        raise UserError(f"{where}: '{key}': {error}") from None
 
 
 def check_model(name: str) -> str:

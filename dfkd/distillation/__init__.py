@@ -1,1 +1,1 @@
-"""."""
+"""Training of teachers and students, and one file per objective."""

@@ -1,0 +1,46 @@
+# make run    the whole pipeline on scikit-learn's digits: minutes on two cores
+# make test   everything that is checked
+# Both first make .venv with the pinned dependencies and this package; a second call installs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+TARGET ?= results/digits_wrn162_wrn161.json
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: run test bench schema clean
+
+run: $(READY)
+	$(BIN)/snakemake --cores $(CORES) $(TARGET)
+	$(BIN)/dfkd show $(TARGET)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+# The JSON Schema of the config, after a change of dfkd/config.py.
+schema: $(READY)
+	$(BIN)/python -m dfkd.schema > workflow/schemas/config.schema.json
+
+# Bytecode is compiled at first use (--no-compile): most of what the libraries ship is never imported.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("dfkd: python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# What was built from the sources. Data, results and downloads stay: remove those by hand.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

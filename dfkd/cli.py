@@ -1,0 +1,278 @@
+"""The command line: every stage and every bank tool as a subcommand. Parses and calls, nothing more.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dfkd.config import (
+    STAGES,
+    DatasetSettings,
+    Settings,
+    StageSettings,
+    check_dataset,
+    check_model,
+    load_config,
+    merge,
+    parse,
+    read_yaml,
+)
+from dfkd.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dfkd.runtime import Runtime
+
+
+def _epilog(stage: str) -> str:
+    """The settings of a stage with their defaults, for `--help`."""
+    lines = [f"Settings (--set key=value), defaults in brackets; `dfkd settings {stage}` explains them:"]
+    for name, field in STAGES[stage].model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"{name} [{default.model_dump() if isinstance(default, Settings) else default}]".replace("[", r"\["))
+    return "\n\n".join(lines)
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compress image classifiers without their training data.",
+)
+teacher_app = typer.Typer(no_args_is_help=True, help="Train a teacher, or import a checkpoint as one.")
+plot_app = typer.Typer(no_args_is_help=True, help="Draw what a run has written.")
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(plot_app, name="plot")
+
+SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: change one setting (repeatable)")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
+TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
+TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]
+Output = Annotated[Path, typer.Option("--output", "-o")]
+
+
+def _values(text: str | None, changes: list[str] | None) -> dict[str, Any]:
+    """The settings given on the command line, unvalidated."""
+    values: Any = {}
+    if text:
+        try:
+            values = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--settings: not valid JSON ({error}).") from None
+    for change in changes or []:
+        key, sign, value = change.partition("=")
+        if not sign:
+            raise UserError(f"--set {change}: expected key=value.")
+        nested: Any = _literal(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _settings(stage: str, text: str | None, changes: list[str] | None) -> Any:
+    return parse(STAGES[stage], _values(text, changes), f"{stage} settings")
+
+
+def _runtime(settings: StageSettings, device: str) -> Runtime:
+    from dfkd.runtime import Runtime
+
+    return Runtime.create(settings.precision, device, settings.compile)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="data set's name")],
+    output: Output,
+    test_output: Annotated[Path, typer.Option(help="the test split alone: all that stages below the teacher may read")],
+    settings: SettingsText = None,
+    changes: Changes = None,
+    downloads: Annotated[Path, typer.Option(help="where downloaded archives are kept")] = Path("data/downloads"),
+    config: Annotated[Path, typer.Option(help="configuration folder, read when no settings are given")] = Path("config"),
+) -> None:
+    """Prepare a data set: real images as uint8 arrays in one HDF5 file. The only command that downloads data."""
+    from dfkd.datasets.prepare import prepare as run
+
+    values = _values(settings, changes)
+    if not settings:
+        values = merge(check_dataset(name, load_config(config)).model_dump(), values)
+    run(name, parse(DatasetSettings, values, f"data set {name}"), output, test_output, downloads)  # type: ignore[arg-type]
+
+
+@teacher_app.command("train", epilog=_epilog("teacher"))
+def teacher_train(
+    data: Annotated[Path, typer.Option(help="prepared data set with a training split")],
+    model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
+    output: Output,
+    checkpoints: Checkpoints = Path("results/checkpoints/teacher"),
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Train a teacher on the real images: weights, card, history and cost."""
+    from dfkd.distillation.teacher import train_teacher
+
+    chosen = _settings("teacher", settings, changes)
+    train_teacher(data, check_model(model), chosen, output, checkpoints, _runtime(chosen, device))
+
+
+@teacher_app.command("import")
+def teacher_import(
+    checkpoint: Annotated[Path, typer.Argument(help="state dict of the usual CIFAR zoos (.pth)")],
+    model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
+    dataset: Annotated[str, typer.Option(help="data set's name in config/datasets.yaml")],
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
+    test: Annotated[Path | None, typer.Option(help="prepared test split, to measure Acc@1")] = None,
+    config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
+    device: Device = "auto",
+) -> None:
+    """Make a teacher of a checkpoint trained elsewhere: bare state dict or {"state_dict": …}, with or without `module.`."""
+    from dfkd.datasets.prepare import info_from_settings
+    from dfkd.datasets.prepared import read_info
+    from dfkd.distillation.teacher import import_teacher
+
+    entry = check_dataset(dataset, load_config(config))
+    info = read_info(test) if test else info_from_settings(dataset, entry)
+    target = output or Path(f"results/teachers/{dataset}_{model}/weights.safetensors")
+    card = import_teacher(checkpoint, check_model(model), info, target, test, _runtime(StageSettings(), device))
+    measured = f", Acc@1 {card.metrics['acc1']:.2f} %" if "acc1" in card.metrics else ""
+    typer.echo(f"{target}: {card.architecture}, {card.params:,} parameters{measured}")
+
+
+@app.command("init-bank", epilog=_epilog("init-bank"))
+def init_bank(
+    teacher: TeacherFile,
+    output: Output,
+    checkpoints: Checkpoints = Path("results/checkpoints/init-bank"),
+    shard: Annotated[str, typer.Option(help="i/n: make the i-th of n shards")] = "1/1",
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Invert the teacher into an image bank."""
+    from dfkd.synthesis.init_bank import init_bank as run
+
+    index, sign, count = shard.partition("/")
+    if not (sign and index.isdigit() and count.isdigit()):
+        raise UserError(f"--shard {shard}: expected i/n, e.g. 1/4.")
+    chosen = _settings("init-bank", settings, changes)
+    run(teacher, chosen, output, checkpoints, _runtime(chosen, device), (int(index), int(count)))
+
+
+@app.command(epilog=_epilog("augment"))
+def augment(
+    teacher: TeacherFile,
+    bank: Annotated[Path, typer.Option(help="complete init bank")],
+    output: Output,
+    rejected: Annotated[Path, typer.Option(help="bank of what the fidelity filter dropped")],
+    plot: Annotated[Path, typer.Option(help="PNG of the filter's histogram and accept rates")],
+    checkpoints: Checkpoints = Path("results/checkpoints/augment"),
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Multiply a bank by diffusion variations and keep the faithful ones."""
+    from dfkd.diffusion.augment import augment as run
+
+    chosen = _settings("augment", settings, changes)
+    run(teacher, bank, chosen, output, rejected, plot, checkpoints, _runtime(chosen, device))
+
+
+@app.command(epilog=_epilog("distill"))
+def distill(
+    teacher: TeacherFile,
+    bank: Annotated[list[Path], typer.Option(help="image bank of this teacher (repeatable)")],
+    student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
+    test: TestFile,
+    output: Output,
+    method: Annotated[str, typer.Option(help="data-free method")] = "dda",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    checkpoints: Checkpoints = Path("results/checkpoints/distill"),
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Distil a student on the banks and on images made against it."""
+    from dfkd.distillation.distill import distill as run
+
+    chosen = _settings("distill", settings, changes)
+    runtime = _runtime(chosen, device)
+    run(teacher, bank, check_model(student), test, chosen, seed, output, checkpoints, runtime, method)
+
+
+@app.command(epilog=_epilog("evaluate"))
+def evaluate(
+    teacher: TeacherFile,
+    student: Annotated[Path, typer.Option(help="student weights (safetensors), last epoch")],
+    test: TestFile,
+    output: Output,
+    predictions: Annotated[Path, typer.Option(help="HDF5 of both networks' logits on the test split")],
+    best: Annotated[Path | None, typer.Option(help="student weights of the best epoch, reported beside")] = None,
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a student against its teacher on the test split."""
+    from dfkd.evaluation.evaluate import evaluate as run
+
+    chosen = _settings("evaluate", settings, changes)
+    run(teacher, student, best, test, chosen, output, predictions, _runtime(chosen, device))
+
+
+@app.command("settings")
+def show_settings(
+    stage: Annotated[str, typer.Argument(help=", ".join(STAGES))],
+    target: Annotated[str | None, typer.Argument(help="dataset_teacher[_student]: the resolved settings as JSON")] = None,
+    method: Annotated[str, typer.Option()] = "dda",
+    config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
+) -> None:
+    """Explain a stage's settings, or print those that the configuration gives a target (to be passed to --settings)."""
+    if stage not in STAGES:
+        raise UserError(f"unknown stage '{stage}'; {nearest(stage, STAGES)}.")
+    if target:
+        dataset, teacher, student = (*target.split("_"), "", "")[:3]
+        typer.echo(load_config(config).stage(stage, dataset, teacher, student, method).model_dump_json())
+        return
+    for name, field in STAGES[stage].model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = default.model_dump() if isinstance(default, Settings) else default
+        typer.echo(f"{name} = {shown}" + (f"\n    {field.description}" if field.description else ""))
+
+
+def main() -> None:
+    """Entry point: one sentence and status 2 for a user's mistake; 128 + signal after an interruption with state saved."""
+    from dfkd.cli_bank import bank_app
+    from dfkd.runtime import Stopped, setup_logging
+
+    app.add_typer(bank_app, name="bank")
+    setup_logging()
+    try:
+        app()
+    except UserError as error:
+        print(f"dfkd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"dfkd: {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

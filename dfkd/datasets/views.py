@@ -1,0 +1,99 @@
+"""Batched crop, flip and normalisation on the device: what the networks see of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dfkd.datasets.info import DatasetInfo
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N,C,H,W] -> float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Float [N,C,H,W] in [0, 1] -> uint8, floor(255 x) (methods of the field truncate when they save an image)."""
+    return images.mul(255).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalise(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+    """(x - mean) / std per channel, x in [0, 1], [N,C,H,W]."""
+    mean = torch.tensor(info.mean, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    std = torch.tensor(info.std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    return (images - mean) / std
+
+
+class _CropFlip(torch.autograd.Function):
+    """Per-sample shift with zero fill, then per-sample flip. The gradient is the inverse shift, again a gather."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: torch.Tensor, padding: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(dy, dx, flip)
+        ctx.padding = padding
+        i, j = _axes(images)
+        columns = torch.where(flip[:, None], images.shape[3] - 1 - j, j)
+        return _gather(images, dy[:, None] + i, dx[:, None] + columns, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        dy, dx, flip = ctx.saved_tensors
+        padding = ctx.padding
+        i, j = _axes(gradient)
+        columns = j + padding - dx[:, None]
+        columns = torch.where(flip[:, None], gradient.shape[3] - 1 - columns, columns)
+        return _gather(gradient, i + 2 * padding - dy[:, None], columns + padding, padding), None, None, None, None
+
+
+def _axes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    height, width = images.shape[2:]
+    return torch.arange(height, device=images.device)[None], torch.arange(width, device=images.device)[None]
+
+
+def _gather(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, padding: int) -> torch.Tensor:
+    """out[b, :, i, j] = zero-padded images[b, :, rows[b, i], columns[b, j]], indices counted in the padded image."""
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crop_flip(images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: torch.Tensor, padding: int) -> torch.Tensor:
+    """Crop each image of [N,C,H,W] at its own offset of the zero-padded image, flip it where `flip`; differentiable.
+
+    Args:
+        dy, dx: int64 [N], 0 to 2 × padding; `padding` leaves the image where it is.
+        flip: bool [N].
+        padding: zeros on each side, pixels.
+    """
+    return _CropFlip.apply(images, dy, dx, flip, padding)
+
+
+def random_views(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+    """The training view of the data set: random crop (zero fill, black before normalisation) and flip, each image its own.
+
+    [N,C,H,W] in [0, 1] or uint8, before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+    """
+    count, padding = len(images), info.crop_padding
+    if not padding and not info.flip:
+        return images
+    dy, dx = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device)
+    flip = (torch.rand(count) < 0.5).to(images.device) if info.flip else torch.zeros(count, dtype=torch.bool).to(images.device)
+    return crop_flip(images, dy, dx, flip, padding)
+
+
+def rotations(images: torch.Tensor) -> torch.Tensor:
+    """[N,C,H,W] -> [4N,C,H,W]: each image turned counter-clockwise by 0, 90, 180, 270 degrees, sample-major."""
+    turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)], dim=1)
+    return turned.flatten(0, 1).contiguous(memory_format=memory_format_of(images))
+
+
+def memory_format_of(images: torch.Tensor) -> torch.memory_format:
+    """channels_last if the batch lies so, else contiguous."""
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

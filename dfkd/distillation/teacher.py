@@ -1,0 +1,185 @@
+"""The teacher: ordinary training on the real images, the last stage that sees them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dfkd.checkpoint import Checkpoint, file_sha256, write_json
+from dfkd.config import STAGE_VERSIONS, TeacherSettings
+from dfkd.datasets.info import DatasetInfo
+from dfkd.datasets.prepared import read_info, read_split
+from dfkd.datasets.views import normalise, random_views, to_unit
+from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.errors import UserError
+from dfkd.evaluation.predict import predict
+from dfkd.history import History
+from dfkd.models import build_model, count_parameters
+from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
+from dfkd.provenance import Cost, revision, versions
+from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+
+
+def rate_at(settings: TeacherSettings, epoch: int) -> float:
+    """Learning rate of an epoch, counted from 0."""
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+    return settings.lr * settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones)
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Acc@1 in percent."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def train_teacher(
+    data: Path, architecture: str, settings: TeacherSettings, output: Path, checkpoints: Path, runtime: Runtime
+) -> WeightsCard:
+    """Train `architecture` on the training split of `data`; the last epoch's weights go to `output` (safetensors).
+
+    The recipe of methods.md's sources: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the card (JSON),
+    history.csv, cost.json. Resumes from `checkpoints`.
+
+    Raises:
+        UserError: no training split, or the model cannot take the data set's images.
+    """
+    info = read_info(data)
+    images, labels = read_split(data, "train")
+    test_images, test_labels = read_split(data, "test")
+    checkpoint = Checkpoint(
+        checkpoints,
+        {
+            "stage": "teacher",
+            "version": STAGE_VERSIONS["teacher"],
+            "settings": settings.model_dump(),
+            "architecture": architecture,
+            "data": file_sha256(data),
+        },
+    )
+    seed_everything(settings.seed, "teacher")
+    model = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size)).train()
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+    )
+    store = ImageStore(len(images), info.shape, runtime)
+    store.append(images, labels)
+    steps_per_epoch = -(-len(images) // settings.batch_size)
+    order = ShuffledPasses(len(images), min(settings.batch_size, len(images)), settings.seed, "teacher order")
+    first, cost, rows = 0, Cost(), []
+    state = checkpoint.load()
+    if state:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first, cost, rows = state["step"], Cost(**state["cost"]), state["rows"]
+    history = History(output.parent / "tensorboard", rows)
+    total_loss = torch.as_tensor(state["loss"] if state else 0.0, device=runtime.device)
+
+    def training_loss(batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with runtime.autocast():
+            logits = model(batch)
+        return F.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
+
+    training_loss = runtime.compiled(training_loss)  # type: ignore[assignment]
+
+    def snapshot(step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "cost": cost.as_dict(),
+            "rows": history.rows,
+            "loss": total_loss,
+        }
+
+    total = settings.epochs * steps_per_epoch
+    with stop_request() as stop, progress(f"teacher {architecture}", total, first) as steps:
+        for step in range(first, total):
+            epoch = step // steps_per_epoch
+            with cost.measure(runtime):
+                for group in optimiser.param_groups:
+                    group["lr"] = rate_at(settings, epoch)
+                index = order.batch(step).to(runtime.device)
+                batch = runtime.images(normalise(to_unit(random_views(store.images[index], info)), info))
+                loss = training_loss(batch, store.labels[index])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total_loss += loss.detach()
+            cost.optimiser_steps += 1
+            note = ""
+            if (step + 1) % steps_per_epoch == 0:
+                acc1 = accuracy(predict(model, test_images, info, runtime), test_labels)
+                mean_loss = total_loss.item() / steps_per_epoch
+                if not math.isfinite(mean_loss):
+                    raise UserError(f"teacher {architecture}: the loss is not finite in epoch {epoch + 1}; lower lr.")
+                history.append({"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1})
+                total_loss.zero_()
+                note = f"epoch {epoch + 1}  loss {mean_loss:.4f}  Acc@1 {acc1:.2f}"
+                checkpoint.save(snapshot(step + 1))
+            steps.advance(note=note)
+            if stop:
+                checkpoint.save(snapshot(step + 1))
+                stop.stop()
+
+    card = _card(architecture, info, settings.model_dump(), settings.seed, model, history.rows[-1]["acc1"])
+    history.write_csv(output.parent / "history.csv")
+    history.close()
+    write_json(output.parent / "cost.json", cost.as_dict())
+    card = save_weights(output, model, card)
+    checkpoint.remove()
+    return card
+
+
+def import_teacher(
+    checkpoint: Path, architecture: str, info: DatasetInfo, output: Path, test: Path | None, runtime: Runtime
+) -> WeightsCard:
+    """Turn a checkpoint of the usual CIFAR zoos (`.pth`) into a teacher; its Acc@1 is measured when `test` is given.
+
+    Raises:
+        UserError: names, shapes or the number of classes do not fit.
+    """
+    model = runtime.place(import_checkpoint(checkpoint, architecture, info)).eval()
+    rows = [{"epoch": 0}]
+    cost = Cost()
+    acc1 = None
+    if test is not None:
+        images, labels = read_split(test, "test")
+        with cost.measure(runtime):
+            acc1 = accuracy(predict(model, images, info, runtime), labels)
+        rows = [{"epoch": 0, "acc1": acc1}]
+    history = History(output.parent / "tensorboard")
+    for row in rows:
+        history.append(row)
+    history.write_csv(output.parent / "history.csv")
+    history.close()
+    write_json(output.parent / "cost.json", cost.as_dict())
+    return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, model, acc1))
+
+
+def _card(
+    architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: int, model: nn.Module, acc1: float | None
+) -> WeightsCard:
+    return WeightsCard(
+        architecture=architecture,
+        dataset=info,
+        role="teacher",
+        stage="teacher",
+        stage_version=STAGE_VERSIONS["teacher"],
+        settings=settings,
+        seed=seed,
+        metrics={} if acc1 is None else {"acc1": acc1},
+        params=count_parameters(model),
+        versions=versions(),
+        revision=revision(),
+        sha256="",
+        lineage={},
+    )

@@ -1,0 +1,198 @@
+"""The JSON files of the evaluation as types: `metrics.json` of one seed and the result file of a target.
+
+docs/results-format.md explains every key. workflow/schemas/result.schema.json is `result_schema()`; a test keeps them equal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonschema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dfkd.checkpoint import read_json, write_json
+from dfkd.errors import UserError
+from dfkd.evaluation.published import PublishedFigure
+
+FORMAT_VERSION = 1
+AnyFile = TypeVar("AnyFile", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """Base of all: immutable, unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Measured(Part):
+    """Metrics of one set of student weights on the test split."""
+
+    epoch: int | None = Field(description="epoch of the weights, counted from 1; null where their card does not say")
+    acc1: float = Field(description="Acc@1, percent")
+    acc5: float = Field(description="Acc@5, percent; Acc@K with fewer than five classes")
+    agree1: float = Field(description="Agree@1: share of images on which student and teacher choose the same class, percent")
+    lp: float = Field(description="probability loyalty L_p = mean(1 - JSD^(1/4)), the form of the published figures")
+    one_minus_js_distance: float = Field(description="mean(1 - sqrt(JSD))")
+    nll: float = Field(description="negative log-likelihood of the labels, mean, natural logarithm")
+    ece: float = Field(description="expected calibration error, 0 to 1")
+    per_class: list[float | None] = Field(description="Acc@1 of each class, percent; null for a class without test images")
+    confusion: list[list[int]] = Field(description="row: label, column: the student's choice; numbers of images")
+
+
+class Weights(Part):
+    """A network that was evaluated."""
+
+    name: str = Field(description="model name")
+    params: int = Field(description="number of parameters")
+    sha256: str = Field(description="SHA-256 of the weights file")
+
+
+class MeasuredTeacher(Weights):
+    """The teacher of an evaluation."""
+
+    acc1: float = Field(description="Acc@1 on the test split, percent")
+    confusion: list[list[int]] = Field(description="row: label, column: the teacher's choice; numbers of images")
+
+
+class MetricsFile(Part):
+    """`metrics.json`: one student, one seed. A function of weights, test split and settings alone: no times, no paths."""
+
+    format_version: int = FORMAT_VERSION
+    dataset: str
+    method: str
+    seed: int
+    classes: list[str] = Field(description="class names in label order")
+    images: int = Field(description="images of the test split")
+    teacher: MeasuredTeacher
+    student: Weights
+    last: Measured = Field(description="the last epoch: the headline")
+    best: Measured | None = Field(description="the epoch with the best Acc@1 on this test split; null if not kept")
+
+
+class TeacherSummary(Part):
+    """The teacher in a result."""
+
+    name: str = Field(description="model name")
+    params: int = Field(description="number of parameters")
+    acc1: float = Field(description="Acc@1 on the test split, percent")
+
+
+class StudentSummary(Part):
+    """The student in a result."""
+
+    name: str = Field(description="model name")
+    params: int = Field(description="number of parameters")
+
+
+class Statistic(Part):
+    """One metric over the seeds."""
+
+    mean: float
+    std: float | None = Field(description="sample standard deviation (n - 1); null for one seed")
+    per_seed: list[float] = Field(description="in the order of `seeds`")
+
+
+class Augmentation(Part):
+    """Where the variations of the student's bank came from."""
+
+    backend: str = Field(description="augment.backend that made the bank: image-variations, bank-diffusion or none")
+    accept_rate: float | None = Field(description="share of the variations that the fidelity filter kept; null without any")
+
+
+class Amounts(Part):
+    """What work took."""
+
+    seconds: float = Field(description="wall-clock seconds, attempts that were interrupted included")
+    images: int | float = Field(description="images synthesised and kept")
+    teacher_queries: int | float = Field(description="images that the teacher classified")
+    optimiser_steps: int | float
+    peak_memory: int | float = Field(description="bytes: resident on the CPU, allocated on a GPU; the largest of the jobs")
+
+
+class StageCost(Amounts):
+    """What a stage took: the sum over its jobs."""
+
+    jobs: int = Field(description="cost files that were added up: one, one per shard or one per seed")
+    per_seed: Amounts | None = Field(description="mean over the seeds; null for a stage that serves all seeds")
+
+
+class Provenance(Part):
+    """Where a result comes from."""
+
+    date: str = Field(description="when the file was written, UTC, ISO 8601")
+    config_hash: str = Field(description="SHA-256 of the settings of all stages")
+    versions: dict[str, str] = Field(description="python, this package, libraries")
+    revision: str = Field(description="source revision of this package, `+changes` for uncommitted edits")
+    hardware: dict[str, list[dict[str, str | int]]] = Field(description="by stage, the different machines it ran on")
+    artefacts: dict[str, str] = Field(description="SHA-256 of each artefact")
+
+
+class ResultFile(Part):
+    """`results/{dataset}_{teacher}_{student}.json`.
+
+    Two runs of one config on one machine differ in `cost`, `provenance.date` and `provenance.hardware` at most.
+    """
+
+    format_version: int = FORMAT_VERSION
+    dataset: str
+    method: str
+    teacher: TeacherSummary
+    student: StudentSummary
+    seeds: list[int] = Field(min_length=1, description="one student per seed")
+    acc1: Statistic = Field(description="Acc@1 of the last epoch, percent")
+    acc5: Statistic = Field(description="Acc@5 of the last epoch, percent")
+    agree1: Statistic = Field(description="Agree@1 of the last epoch, percent")
+    lp: Statistic = Field(description="probability loyalty 1 - JSD^(1/4) of the last epoch")
+    one_minus_js_distance: Statistic = Field(description="1 - sqrt(JSD) of the last epoch")
+    nll: Statistic = Field(description="negative log-likelihood of the last epoch")
+    ece: Statistic = Field(description="expected calibration error of the last epoch")
+    best_acc1: Statistic | None = Field(description="Acc@1 of the epoch chosen on the test split, percent; null if not kept")
+    augmentation: Augmentation | None = Field(description="null for a method without diffusion variations")
+    published: list[PublishedFigure] = Field(description="figures of the field for this data set and pair")
+    cost: dict[str, StageCost] = Field(description="by stage")
+    provenance: Provenance
+
+
+# Metrics of `Measured` that a result summarises over the seeds under the same key.
+SUMMARISED = ("acc1", "acc5", "agree1", "lp", "one_minus_js_distance", "nll", "ece")
+
+
+def result_schema() -> dict[str, Any]:
+    """JSON Schema of a result file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **ResultFile.model_json_schema()}
+
+
+def write_result_schema(path: str | Path) -> None:
+    """Write workflow/schemas/result.schema.json."""
+    write_json(path, result_schema())
+
+
+def write_result(path: str | Path, result: ResultFile) -> None:
+    """Validate and write a result file."""
+    content = result.model_dump(mode="json")
+    jsonschema.validate(content, result_schema())
+    write_json(path, content)
+
+
+def read_result(path: str | Path) -> ResultFile:
+    """Read and validate a result file. A file that is none is a `UserError` that names the first fault."""
+    content = read_json(path)
+    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(result_schema()).iter_errors(content))
+    if fault is not None:
+        raise UserError(f"{path}: not a result file of this version ({fault.json_path}: {fault.message}); make it again.")
+    return _validate(ResultFile, content, path, "result")
+
+
+def read_metrics(path: str | Path) -> MetricsFile:
+    """Read and validate a metrics file. A file that is none is a `UserError` that names the first fault."""
+    return _validate(MetricsFile, read_json(path), path, "metrics")
+
+
+def _validate(model: type[AnyFile], content: Any, path: str | Path, kind: str) -> AnyFile:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"]) or "file"
+        raise UserError(f"{path}: not a {kind} file of this version ({place}: {fault['msg']}); make it again.") from None

@@ -1,0 +1,161 @@
+"""The result of a target: metrics of all seeds, costs of all stages, published figures and provenance in one JSON file."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dfkd.bank.reader import BankReader
+from dfkd.checkpoint import file_sha256, read_json
+from dfkd.errors import UserError
+from dfkd.evaluation.formats import (
+    SUMMARISED,
+    Amounts,
+    Augmentation,
+    MetricsFile,
+    Provenance,
+    ResultFile,
+    StageCost,
+    Statistic,
+    StudentSummary,
+    TeacherSummary,
+    read_metrics,
+    write_result,
+)
+from dfkd.evaluation.published import matching
+from dfkd.evaluation.show import show
+from dfkd.provenance import Cost, revision, versions
+from dfkd.runtime import cpu_name
+
+__all__ = ["collect", "show"]
+
+COST_KEYS = tuple(field.name for field in fields(Cost))
+PER_SEED_STAGES = ("distill", "evaluate")  # one cost file per seed; the other stages serve all seeds
+
+
+def collect(
+    dataset: str,
+    teacher: str,
+    student: str,
+    method: str,
+    metrics: Sequence[Path],
+    costs: Mapping[str, Sequence[Path]],
+    artefacts: Mapping[str, Path],
+    variations: Path | None,
+    config_hash: str,
+    output: Path,
+) -> ResultFile:
+    """Gather a result and write it.
+
+    Args:
+        dataset, teacher, student, method: the target; every metrics file must be of it.
+        metrics: one metrics file per seed, in any order.
+        costs: stage name -> its cost files: one, one per shard, or one per seed (distill, evaluate).
+        artefacts: name -> file whose SHA-256 goes into the provenance.
+        variations: the variations bank; None for a method without one.
+        config_hash: SHA-256 of the settings of all stages.
+        output: the result file.
+
+    Raises:
+        UserError: a file is missing, broken or of another target, a seed occurs twice, or the teachers differ.
+    """
+    files = _read_metrics(dataset, teacher, student, method, metrics)
+    read = {stage: [_read_cost(path) for path in paths] for stage, paths in costs.items()}
+    first = files[0]
+    best = [file.best.acc1 for file in files if file.best is not None]
+    result = ResultFile(
+        dataset=dataset,
+        method=method,
+        teacher=TeacherSummary(name=teacher, params=first.teacher.params, acc1=first.teacher.acc1),
+        student=StudentSummary(name=student, params=first.student.params),
+        seeds=[file.seed for file in files],
+        **{key: summarise([getattr(file.last, key) for file in files]) for key in SUMMARISED},
+        best_acc1=summarise(best) if len(best) == len(files) else None,
+        augmentation=_augmentation(variations, first.teacher.sha256),
+        published=matching(dataset, teacher, student),
+        cost={stage: add_costs(stage, contents) for stage, contents in read.items() if contents},
+        provenance=Provenance(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_hash=config_hash,
+            versions=versions(),
+            revision=revision(),
+            hardware=_hardware(read),
+            artefacts={name: file_sha256(path) for name, path in sorted(artefacts.items())},
+        ),
+    )
+    write_result(output, result)
+    return result
+
+
+def summarise(values: Sequence[float]) -> Statistic:
+    """Mean and sample standard deviation (n - 1; None for one value)."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Statistic(mean=statistics.fmean(values), std=spread, per_seed=list(values))
+
+
+def add_costs(stage: str, costs: Sequence[Mapping[str, Any]]) -> StageCost:
+    """The sum over the jobs of a stage (peak memory: the largest), with the mean per seed for a stage that runs per seed."""
+    total = {key: sum(cost[key] for cost in costs) for key in COST_KEYS}
+    total["peak_memory"] = max(cost["peak_memory"] for cost in costs)
+    mean = None
+    if stage in PER_SEED_STAGES:
+        mean = Amounts(**{key: statistics.fmean(cost[key] for cost in costs) for key in COST_KEYS})
+    return StageCost(jobs=len(costs), per_seed=mean, **total)
+
+
+def _read_metrics(dataset: str, teacher: str, student: str, method: str, paths: Sequence[Path]) -> list[MetricsFile]:
+    """The metrics files sorted by seed, all of the one target and the one teacher."""
+    if not paths:
+        raise UserError(f"result of {dataset}_{teacher}_{student}: no metrics file given; give at least one with --metrics.")
+    files = sorted(((read_metrics(path), path) for path in paths), key=lambda pair: pair[0].seed)
+    wanted = {"data set": dataset, "teacher": teacher, "student": student, "method": method}
+    first, first_path = files[0]
+    for file, path in files:
+        given = {"data set": file.dataset, "teacher": file.teacher.name, "student": file.student.name, "method": file.method}
+        for key, value in wanted.items():
+            if given[key] != value:
+                raise UserError(f"{path}: its {key} is {given[key]}, not {value}; give metrics of one target.")
+        if file.teacher.sha256 != first.teacher.sha256:
+            raise UserError(
+                f"{path}: its teacher's SHA-256 is not that of {first_path}; evaluate all seeds against one teacher."
+            )
+    for (one, path), (other, other_path) in itertools.pairwise(files):
+        if one.seed == other.seed:
+            raise UserError(f"{other_path}: seed {one.seed} is already in {path}; give one metrics file per seed.")
+    return [file for file, _ in files]
+
+
+def _read_cost(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    numbers = [content.get(key) for key in COST_KEYS] if isinstance(content, dict) else [None]
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise UserError(f"{path}: not a cost file (it must have the numbers {', '.join(COST_KEYS)}); run its stage again.")
+    return content
+
+
+def _hardware(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, str | int]]]:
+    """By stage, the different machines that its cost files name, and the one that gathers the result."""
+    found: dict[str, list[dict[str, str | int]]] = {}
+    for stage, contents in costs.items():
+        for machine in (content["hardware"] for content in contents if content.get("hardware")):
+            machines = found.setdefault(stage, [])
+            if machine not in machines:
+                machines.append(machine)
+    found["result"] = [{"device": "cpu", "name": cpu_name()}]
+    return found
+
+
+def _augmentation(variations: Path | None, teacher_sha256: str) -> Augmentation | None:
+    if variations is None:
+        return None
+    meta = BankReader(variations, teacher_sha256=teacher_sha256).meta
+    if meta.kind != "variations":
+        raise UserError(
+            f"{variations}: a bank of kind '{meta.kind}', not of variations; give the variations.lmdb of this teacher."
+        )
+    return Augmentation(backend=meta.extra["backend"], accept_rate=meta.extra["accept_rate"])

@@ -1,0 +1,49 @@
+"""JSON Schema of the config, generated from the typed settings: `make schema` writes it into the workflow. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from dfkd.config import STAGES, Config
+
+
+def config_schema() -> dict[str, Any]:
+    """The schema of `Config` with every section's `defaults` and `overrides` spelled out.
+
+    `Config` itself keeps sections as plain mappings, because only the sum of defaults and overrides is validated; here
+    they refer to the stage's settings, so that an editor completes and checks them key by key.
+    """
+    schema = Config.model_json_schema()
+    definitions = schema["$defs"]
+    for stage, settings in STAGES.items():
+        own = settings.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(own.pop("$defs", {}))
+        definitions[settings.__name__] = own
+        section = _section(definitions["Section"], {"$ref": f"#/$defs/{settings.__name__}"})
+        if stage == "distill":
+            for pattern in schema["properties"]["methods"]["patternProperties"]:
+                schema["properties"]["methods"]["patternProperties"][pattern] = section
+        else:
+            schema["properties"][stage.replace("-", "_")] = section
+    del definitions["Section"]
+    for content in schema["properties"].values():
+        if "patternProperties" in content:  # a name of another form is refused, which pydantic leaves unsaid
+            content["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _section(template: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a section whose values are `settings`."""
+    overrides = {**template["properties"]["overrides"], "additionalProperties": settings}
+    return {**template, "properties": {"defaults": settings, "overrides": overrides}}
+
+
+def render() -> str:
+    """The schema as the text that `workflow/schemas/config.schema.json` holds."""
+    return json.dumps(config_schema(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

@@ -1,0 +1,115 @@
+"""The init bank: batches inverted from the teacher alone, each from a seed of its own.
+
+CSD's and DDA's bank initialisation (their `csd: 0`): 400 batches × 200 images × 500 steps for CIFAR by default.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dfkd.bank.format import FORMAT_VERSION, BankMeta
+from dfkd.bank.writer import BankWriter
+from dfkd.checkpoint import Checkpoint, write_json
+from dfkd.config import STAGE_VERSIONS, InitBankSettings
+from dfkd.errors import UserError
+from dfkd.models.weights import load_model
+from dfkd.provenance import Cost
+from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.synthesis.inversion import GeneratorInversion
+
+logger = logging.getLogger(__name__)
+BLOCK = 256  # images of one bank record, at most
+
+
+def shard_range(batches: int, index: int, count: int) -> range:
+    """The batches of shard `index` (1-based) of `count`: contiguous, sizes differing by at most one."""
+    if not 1 <= index <= count:
+        raise UserError(f"shard {index}/{count}: the first number must lie between 1 and the second.")
+    return range(batches * (index - 1) // count, batches * index // count)
+
+
+def init_bank(
+    teacher: Path,
+    settings: InitBankSettings,
+    output: Path,
+    checkpoints: Path,
+    runtime: Runtime,
+    shard: tuple[int, int] = (1, 1),
+) -> Cost:
+    """Invert the batches of one shard into the bank `output`.
+
+    Batch b depends on (seed, b) alone: any number of shards gives the same images. Every finished batch is safe in the
+    working bank below `checkpoints`; a killed job loses the batch in hand. Writes `<output stem>.cost.json` beside it.
+
+    Raises:
+        UserError: the teacher has no BatchNorm layers, or cannot be read.
+    """
+    model, card = load_model(teacher, runtime)
+    info = card.dataset
+    batches = shard_range(settings.batches, *shard)
+    identity = {
+        "stage": "init-bank",
+        "version": STAGE_VERSIONS["init-bank"],
+        "settings": settings.model_dump(),
+        "teacher": card.sha256,
+        "shard": shard,
+    }
+    checkpoint = Checkpoint(checkpoints, identity)
+    state = checkpoint.load() or {}
+    cost = Cost(**state.get("cost", {}))
+    records = -(-settings.batch_size // BLOCK)
+    meta = BankMeta(
+        format_version=FORMAT_VERSION,
+        kind="init",
+        dataset=info,
+        teacher_sha256=card.sha256,
+        stage="init-bank",
+        stage_version=STAGE_VERSIONS["init-bank"],
+        settings=settings.model_dump(),
+        seed=settings.seed,
+        lineage=[{"stage": "teacher", "architecture": card.architecture, "sha256": card.sha256}],
+        extra={
+            "shard": {
+                "index": shard[0],
+                "count": shard[1],
+                "first_block": batches.start * records,
+                "blocks": len(batches) * records,
+            }
+        },
+    )
+    inversion = GeneratorInversion(
+        model,
+        info,
+        runtime,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        lr=settings.lr,
+        latent_size=settings.latent_size,
+        generator=settings.generator,
+        bn=settings.bn,
+        oh=settings.oh,
+    )
+    if not inversion.statistics.layers:
+        raise UserError(f"{teacher}: inversion needs BatchNorm layers; {card.architecture} has none.")
+
+    with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
+        bank.truncate(bank.blocks // records * records)
+        done = bank.blocks // records
+        with progress("init bank: batches", len(batches), done) as steps:
+            for batch in batches[done:]:
+                with cost.measure(runtime):
+                    seed_everything(settings.seed, "init-bank", batch)
+                    made = inversion.synthesize()
+                    bank.append_images(made.images, made.labels, made.scores)
+                cost.images += len(made.images)
+                cost.optimiser_steps += settings.steps
+                cost.teacher_queries += len(made.images) * (settings.steps + 1)
+                checkpoint.save({"cost": cost.as_dict()})
+                steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
+                if stop:
+                    stop.stop()
+        bank.publish(output)
+    write_json(output.with_suffix(".cost.json"), cost.as_dict())
+    checkpoint.remove()
+    return cost

@@ -1,0 +1,130 @@
+"""Generator inversion: a generator and its latent are trained for one batch, against the teacher alone.
+
+The synthesis step of CMI (Fang et al., IJCAI 2021, eq. 7) as CSD (Luo et al. 2024) and DDA (MM 2024) use it: the generator is
+re-initialised for every batch, the latent is optimised with it, and the images of the lowest loss are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dfkd.datasets.info import DatasetInfo
+from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
+from dfkd.models.generators import GENERATORS, reset_n02
+from dfkd.runtime import Runtime
+from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
+
+# An additional term: (views [B,C,H,W] normalised, labels [B], teacher's logits [B,K]) -> scalar to be minimised.
+Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Synthesis:
+    """A batch of synthesised images with what is known of them."""
+
+    images: torch.Tensor  # uint8 [B,C,H,W], on the CPU
+    labels: torch.Tensor  # int64 [B]
+    scores: dict[str, torch.Tensor]  # float32 [B] each
+    terms: dict[str, float]  # the loss of the kept iterate, term by term
+
+
+class GeneratorInversion:
+    """Inverts one batch per call. The generator, the latent and their Adam are re-initialised in place.
+
+    Minimises `bn` R_bn + `oh` CE(T(v), y) + term(v, y, T(v)) over the generator's weights and z, where v is the normalised
+    random view (crop, flip) of x = G(z).
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        info: DatasetInfo,
+        runtime: Runtime,
+        *,
+        batch_size: int,  # images per call
+        steps: int,  # Adam steps per call
+        lr: float,  # of generator and latent; betas (0.5, 0.999)
+        latent_size: int,
+        generator: str,  # "small" or "large"
+        bn: float,  # weight of R_bn
+        oh: float,  # weight of the one-hot term
+        term: Term | None = None,
+        term_name: str = "term",
+    ) -> None:
+        self.teacher, self.info, self.runtime = teacher, info, runtime
+        self.steps, self.bn, self.oh, self.term, self.term_name = steps, bn, oh, term, term_name
+        self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size)).train()
+        self.latent = torch.zeros(batch_size, latent_size, device=runtime.device, requires_grad=True)
+        parameters = [{"params": self.generator.parameters()}, {"params": [self.latent]}]
+        # one kernel for all tensors in the fast path; the plain loop is the reference
+        fused = runtime.precision == "fast"
+        self.optimiser = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=fused, foreach=False)
+        self.statistics = BatchStatistics(teacher)
+        self._teacher_losses = runtime.compiled(self._losses)
+
+    def _reset(self) -> None:
+        """Fresh generator, latent and Adam moments, in the memory of the old ones."""
+        reset_n02(self.generator)
+        for layer in self.generator.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+        with torch.no_grad():
+            self.latent.copy_(torch.randn(self.latent.shape))
+        for state in self.optimiser.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def _losses(self, views: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The unweighted terms of a batch of normalised views."""
+        with self.runtime.autocast():
+            logits = self.teacher(views)
+        losses = {"bn": self.statistics.loss(), "oh": one_hot(logits, labels)}
+        if self.term is not None:
+            losses[self.term_name] = self.term(views, labels, logits)
+        return losses
+
+    def synthesize(self) -> Synthesis:
+        """Make one batch. Everything random comes from torch's global generator: seed it for a reproducible batch."""
+        self._reset()
+        count = len(self.latent)
+        labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
+        best_loss = torch.full((), torch.inf, device=self.runtime.device)
+        best_images: torch.Tensor | None = None
+        best_terms: torch.Tensor | None = None
+        with self.statistics.recording():
+            for _ in range(self.steps):
+                with self.runtime.autocast():
+                    images = self.generator(self.latent)
+                images = images.float()
+                views = normalise(random_views(images, self.info), self.info)
+                losses = self._teacher_losses(views, labels)
+                loss = self.bn * losses["bn"] + self.oh * losses["oh"] + sum(losses.get(name, 0.0) for name in [self.term_name])
+                self.optimiser.zero_grad()
+                loss.backward()
+                self.optimiser.step()
+                # best so far is chosen on the device: no synchronisation in the loop
+                terms = torch.stack([loss.detach(), *(value.detach() for value in losses.values())])
+                better = loss.detach() < best_loss
+                best_loss = torch.where(better, loss.detach(), best_loss)
+                found = images.detach()
+                best_images = found if best_images is None else torch.where(better, found, best_images)
+                best_terms = terms if best_terms is None else torch.where(better, terms, best_terms)
+        assert best_images is not None
+        assert best_terms is not None
+        kept = to_bytes(best_images)
+        names = ["loss", *losses]
+        return Synthesis(kept.cpu().contiguous(), labels.cpu(), self._scores(kept, labels), dict(zip(names, best_terms.tolist(), strict=True)))
+
+    @torch.no_grad()
+    def _scores(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the teacher says of the images as they are stored."""
+        with self.runtime.autocast():
+            logits = self.teacher(self.runtime.images(normalise(to_unit(images), self.info)))
+        log_p = logits.float().log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1)
+        own = log_p.gather(1, labels[:, None])[:, 0].exp()
+        return {"confidence": log_p.max(1).values.exp().cpu(), "label_probability": own.cpu(), "entropy": entropy.cpu()}

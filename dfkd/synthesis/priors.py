@@ -1,0 +1,74 @@
+"""The terms that data-free methods share. Every one returns a scalar to be minimised, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class BatchStatistics:
+    """Collects mean and biased variance of every BatchNorm2d input of a frozen network, one forward at a time.
+
+    Use it as `with statistics.recording(): model(x)`, then `loss()`. The hooks exist only while recording is asked for, so
+    that other forwards of the teacher (distillation, evaluation) do not pay for them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._found: list[tuple[torch.Tensor, torch.Tensor, nn.BatchNorm2d]] = []
+
+    def _hook(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        self._found.append((variance, mean, layer))
+
+    @contextmanager
+    def recording(self) -> Iterator[BatchStatistics]:
+        """Hook the layers for the forwards in the block."""
+        handles = [layer.register_forward_pre_hook(self._hook) for layer in self.layers]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def loss(self) -> torch.Tensor:
+        """R_bn = sum over layers of ||var_l - v||_2 + ||mean_l - mu||_2, of the forward that was recorded last.
+
+        L2 norms, not squared, unweighted (the form that CMI, CSD, DDA, Fast and NAYER share; DeepInversion, eq. 4, squares
+        nothing either but weights the first layer).
+        """
+        total = torch.zeros((), device=self._found[0][0].device)
+        for variance, mean, layer in self._found:
+            assert layer.running_var is not None
+            assert layer.running_mean is not None
+            total = total + torch.linalg.vector_norm(layer.running_var.float() - variance)
+            total = total + torch.linalg.vector_norm(layer.running_mean.float() - mean)
+        self._found.clear()
+        return total
+
+
+def one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the teacher's logits [B,K] with the labels the images are made for [B], batch mean."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def kl_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """tau^2 KL(softmax(t / tau) || softmax(s / tau)), batch mean (Hinton et al. 2015). Logits [B,K]; neither is detached."""
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def rotation_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Joint class × rotation labels 4y + k of a batch that `rotations` turned, [B] -> [4B], sample-major (CSD)."""
+    return (4 * labels[:, None] + torch.arange(4, device=labels.device)).flatten()
+
+
+def random_labels(count: int, classes: int) -> torch.Tensor:
+    """Uniform random labels [count], sorted, from torch's global generator."""
+    return torch.randint(classes, (count,)).sort().values

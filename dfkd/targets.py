@@ -1,0 +1,57 @@
+"""What a target of the workflow names: data set, models, method; checked before the DAG is built. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+from dfkd.config import Config, check_dataset, check_model
+from dfkd.errors import UserError, nearest
+
+RESULT = re.compile(r"results/(?:(?P<method>[^/]+)/)?(?P<target>[^/]+)\.json")
+# Other files that a user may ask for by name: the pattern, and how many names its target holds.
+OTHERS = (
+    (re.compile(r"data/(?P<target>[^/.]+)(?:\.test)?\.h5"), 1),
+    (re.compile(r"results/(?:teachers|banks)/(?P<target>[^/]+)/.+"), 2),
+    (re.compile(r"results/runs/(?P<method>[^/]+)/(?P<target>[^/]+)/.+"), 3),
+)
+FORMS = {
+    1: "data/DATASET.h5",
+    2: "results/teachers/DATASET_TEACHER/… or results/banks/DATASET_TEACHER/…",
+    3: "results/DATASET_TEACHER_STUDENT.json or results/METHOD/DATASET_TEACHER_STUDENT.json",
+}
+
+
+def check_target(path: str, config: Config) -> None:
+    """Refuse a target whose data set, model or method is unknown; paths of another form, and rule names, pass.
+
+    Raises:
+        UserError: names the part that is unknown and its nearest known relatives.
+    """
+    for pattern, count in ((RESULT, 3), *OTHERS):
+        match = pattern.fullmatch(path.removeprefix("./"))
+        if match:
+            names = match.groupdict()
+            _check_names(path, names["target"], count, config)
+            method = names.get("method")
+            if method and method not in config.methods:
+                raise UserError(f"{path}: unknown method '{method}'; {nearest(method, config.methods)}.")
+            return
+
+
+def _check_names(path: str, target: str, count: int, config: Config) -> None:
+    names = target.split("_")
+    if len(names) != count:
+        meant = simplify(target)
+        offer = f"; did you mean {path.replace(target, meant)}?" if len(meant.split("_")) == count else "."
+        raise UserError(f"{path}: a target is {FORMS[count]}, and the names in it hold no '_' (WRN-40-2 is wrn402){offer}")
+    try:
+        check_dataset(names[0], config)
+        for model in names[1:]:
+            check_model(model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def simplify(target: str) -> str:
+    """The target as it is likely meant: `cifar10_WRN-40_2_wrn16-1` becomes `cifar10_wrn402_wrn161`."""
+    return re.sub(r"_(?=\d)", "", target.lower().replace("-", ""))

@@ -1,0 +1,92 @@
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import one_hot
+
+from dfkd.errors import UserError
+from dfkd.evaluation.plots import plot_confusion, plot_history, read_history
+from dfkd.evaluation.predict import write_predictions
+
+HEADER = "epoch,lr,loss,kd,ce,feature,head,g_loss,g_bn,g_oh,g_csd,acc1,agree1,images"
+
+
+def write_history(path, epochs=5):
+    rows = [
+        f"{n},{0.1 / n},{3 / n},{2 / n},{1 / n},,1.0,{9 - n},1,2,-3,{90 + n},{91 + n},{400 * n}" for n in range(1, epochs + 1)
+    ]
+    path.write_text("\n".join([HEADER, *rows]) + "\n")
+    return path
+
+
+def write_random(path, classes):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10 * classes) % classes
+    logits = {
+        role: 4 * one_hot(labels, classes) + torch.randn(len(labels), classes, generator=generator)
+        for role in ("teacher", "student")
+    }
+    names = json.dumps([str(number) for number in range(classes)])
+    write_predictions(path, logits, labels, {"classes": names, "teacher": "wrn162", "student": "wrn161"})
+    return path
+
+
+def ink(path):
+    """Share of pixels that are not white."""
+    counts = Image.open(path).convert("L").histogram()
+    return 1 - counts[255] / sum(counts)
+
+
+def test_history_is_read_with_empty_cells(tmp_path):
+    columns = read_history(write_history(tmp_path / "history.csv"))
+    assert columns["acc1"] == [91.0, 92.0, 93.0, 94.0, 95.0]
+    assert all(value != value for value in columns["feature"])
+
+
+def test_a_panel_for_each_group_that_is_there(tmp_path):
+    plot_history(write_history(tmp_path / "full.csv"), tmp_path / "full.png", "dda")
+    (tmp_path / "teacher.csv").write_text("epoch,lr,loss,acc1\n1,0.1,2.0,50\n2,0.1,1.0,60\n")
+    plot_history(tmp_path / "teacher.csv", tmp_path / "teacher.png")
+    full, teacher = (Image.open(tmp_path / f"{name}.png").size for name in ("full", "teacher"))
+    assert full[0] == teacher[0]
+    assert full[1] > 1.8 * teacher[1]  # five panels in two rows against three in one
+    assert ink(tmp_path / "full.png") > 0.02
+
+
+def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):
+    history = tmp_path / "history.csv"
+    history.write_text("epoch,acc1\n1,50\n2,60\n")
+    predictions = write_random(tmp_path / "predictions.h5", 2)
+    plot_history(history, tmp_path / "a.png")
+    plot_confusion(predictions, tmp_path / "b.png")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    plot_history(history, tmp_path / "c.png")
+    plot_confusion(predictions, tmp_path / "d.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    for name in "ab":
+        assert not {"Software", "Creation Time", "date"} & set(Image.open(tmp_path / f"{name}.png").info)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_confusion_of_few_and_many_classes(tmp_path, classes):
+    plot_confusion(write_random(tmp_path / "predictions.h5", classes), tmp_path / "confusion.png")
+    assert Image.open(tmp_path / "confusion.png").size[0] > Image.open(tmp_path / "confusion.png").size[1]
+    assert ink(tmp_path / "confusion.png") > 0.02
+
+
+def test_other_files_are_refused(tmp_path):
+    for text, words in (
+        ("a,b\n1,2\n", "no rows with a column `epoch`"),
+        ("", "no rows with a column `epoch`"),
+        ("epoch,acc1\n1,high\n", "not a history.csv of this package"),
+        ("epoch,mood\n1,2\n", "none of the columns that can be drawn"),
+    ):
+        (tmp_path / "history.csv").write_text(text)
+        with pytest.raises(UserError, match=words):
+            plot_history(tmp_path / "history.csv", tmp_path / "history.png")
+    with pytest.raises(UserError, match="no such file"):
+        plot_history(tmp_path / "missing.csv", tmp_path / "history.png")
+    assert not (tmp_path / "history.png").exists()

@@ -1,0 +1,218 @@
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from rich.console import Console
+
+from dfkd.bank.format import BankMeta
+from dfkd.bank.writer import BankWriter
+from dfkd.checkpoint import write_json
+from dfkd.datasets.info import DatasetInfo
+from dfkd.errors import UserError
+from dfkd.evaluation.formats import MetricsFile, read_result, result_schema
+from dfkd.evaluation.result import collect, show, summarise
+
+TEACHER = "t" * 64
+SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "result.schema.json"
+COST = {"seconds": 10.0, "images": 400, "teacher_queries": 1000, "optimiser_steps": 50, "peak_memory": 2**30}
+
+
+def measured(acc1, epoch=200):
+    values = {"epoch": epoch, "acc1": acc1, "acc5": 99.5, "agree1": acc1 + 1, "lp": 0.8, "one_minus_js_distance": 0.9}
+    return values | {"nll": 0.3, "ece": 0.02, "per_class": [acc1, None], "confusion": [[9, 1], [0, 0]]}
+
+
+def write_metrics(path, seed=0, acc1=90.0, best=91.0, **changes):
+    content = {
+        "dataset": "cifar10",
+        "method": "dda",
+        "seed": seed,
+        "classes": ["cat", "dog"],
+        "images": 10,
+        "teacher": {"name": "wrn402", "params": 2243546, "sha256": TEACHER, "acc1": 94.87, "confusion": [[10, 0], [0, 0]]},
+        "student": {"name": "wrn161", "params": 175066, "sha256": "s" * 64},
+        "last": measured(acc1),
+        "best": None if best is None else measured(best, 120),
+    }
+    write_json(path, MetricsFile.model_validate(content | changes).model_dump(mode="json"))
+    return path
+
+
+def write_cost(path, **changes):
+    write_json(path, COST | changes)
+    return path
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Arguments of `collect` for three seeds, given out of order."""
+    accuracies = {0: 88.0, 1: 90.0, 2: 89.0}
+    runs = tmp_path / "results" / "runs" / "dda" / "cifar10_wrn402_wrn161"
+    (tmp_path / "weights").write_bytes(b"weights")
+    info = DatasetInfo(
+        name="cifar10", classes=["cat", "dog"], image_size=4, channels=1, mean=[0.0], std=[1.0], crop_padding=0, flip=False
+    )
+    meta = BankMeta(
+        kind="variations", dataset=info, teacher_sha256=TEACHER, stage="augment", stage_version=1,
+        extra={"backend": "bank-diffusion", "accept_rate": 0.75},
+    )  # fmt: skip
+    with BankWriter(tmp_path / "writing.lmdb", meta) as bank:
+        bank.append_images(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
+        bank.publish(tmp_path / "variations.lmdb")
+    return {
+        "dataset": "cifar10",
+        "teacher": "wrn402",
+        "student": "wrn161",
+        "method": "dda",
+        "metrics": [write_metrics(runs / f"seed{seed}" / "metrics.json", seed, accuracies[seed]) for seed in (2, 0, 1)],
+        "costs": {
+            "teacher": [write_cost(tmp_path / "teacher.json", hardware={"device": "cpu", "name": "machine A"})],
+            "init-bank": [write_cost(tmp_path / f"{shard}-of-2.json", seconds=60.0 * shard) for shard in (1, 2)],
+            "distill": [write_cost(runs / f"seed{seed}" / "cost.json", peak_memory=2**30 * (seed + 1)) for seed in (0, 1, 2)],
+        },
+        "artefacts": {"teacher": tmp_path / "weights"},
+        "variations": tmp_path / "variations.lmdb",
+        "config_hash": "c" * 64,
+        "output": tmp_path / "results" / "cifar10_wrn402_wrn161.json",
+    }
+
+
+def test_statistics():
+    assert summarise([88.0, 90.0, 89.0]).model_dump() == {"mean": 89.0, "std": 1.0, "per_seed": [88.0, 90.0, 89.0]}
+    assert summarise([3.0]).model_dump() == {"mean": 3.0, "std": None, "per_seed": [3.0]}
+
+
+def test_result_file(job):
+    collect(**job)
+    content = json.loads(job["output"].read_text())
+    assert content["teacher"] == {"name": "wrn402", "params": 2243546, "acc1": 94.87}
+    assert content["student"] == {"name": "wrn161", "params": 175066}
+    assert content["seeds"] == [0, 1, 2]
+    assert content["acc1"] == {"mean": 89.0, "std": 1.0, "per_seed": [88.0, 90.0, 89.0]}
+    assert content["agree1"]["mean"] == 90.0
+    assert content["best_acc1"] == {"mean": 91.0, "std": 0.0, "per_seed": [91.0] * 3}
+    assert content["augmentation"] == {"backend": "bank-diffusion", "accept_rate": 0.75}
+    assert content["provenance"]["artefacts"] == {"teacher": hashlib.sha256(b"weights").hexdigest()}
+    assert content["provenance"]["config_hash"] == "c" * 64
+    assert content["provenance"]["hardware"]["teacher"] == [{"device": "cpu", "name": "machine A"}]
+    found = {(row["method"], row["source"]): row["value"] for row in content["published"] if row["metric"] == "acc1"}
+    assert found["CMI", "CMI README table"] == 90.01
+
+
+def test_costs_of_shards_and_seeds(job):
+    cost = collect(**job).cost
+    assert (cost["init-bank"].jobs, cost["init-bank"].seconds, cost["init-bank"].images) == (2, 180.0, 800)
+    assert cost["init-bank"].per_seed is None
+    assert (cost["distill"].jobs, cost["distill"].seconds, cost["distill"].peak_memory) == (3, 30.0, 3 * 2**30)
+    assert (cost["distill"].per_seed.seconds, cost["distill"].per_seed.peak_memory) == (10.0, 2 * 2**30)
+    assert cost["teacher"].model_dump() == COST | {"jobs": 1, "per_seed": None}
+
+
+def test_only_times_differ_between_two_runs(job, tmp_path):
+    collect(**job)
+    collect(**job | {"output": tmp_path / "again.json"})
+    one, other = (json.loads(path.read_text()) for path in (job["output"], tmp_path / "again.json"))
+    for content in (one, other):
+        content.pop("cost")
+        content["provenance"].pop("date")
+        content["provenance"].pop("hardware")
+    assert one == other
+
+
+def test_a_seed_without_best_epoch(job):
+    write_metrics(job["metrics"][0], 2, 89.0, best=None)
+    assert collect(**job).best_acc1 is None
+    assert collect(**job | {"variations": None}).augmentation is None
+
+
+def test_schema_in_the_repository_is_the_generated_one():
+    assert json.loads(SCHEMA.read_text()) == result_schema()
+    jsonschema.Draft202012Validator.check_schema(result_schema())
+
+
+def test_schema_refuses_what_is_no_result(job):
+    collect(**job)
+    good = json.loads(job["output"].read_text())
+    jsonschema.validate(good, result_schema())
+    for change, words in (
+        ({"seeds": []}, "seeds"),
+        ({"acc1": {"mean": "high", "std": None, "per_seed": []}}, "acc1"),
+        ({"surprise": 1}, "surprise"),
+        ({"format_version": "one"}, "format_version"),
+    ):
+        write_json(job["output"], good | change)
+        with pytest.raises(UserError, match=rf"not a result file of this version .*{words}.*make it again"):
+            read_result(job["output"])
+    good.pop("provenance")
+    write_json(job["output"], good)
+    with pytest.raises(UserError, match="provenance"):
+        read_result(job["output"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": "cifar100"}, "its data set is cifar100, not cifar10"),
+        ({"method": "cmi"}, "its method is cmi, not dda"),
+        ({"student": {"name": "wrn162", "params": 1, "sha256": "x"}}, "its student is wrn162, not wrn161"),
+        ({"seed": 1}, r"seed 1 is already in .*metrics\.json"),
+        (
+            {"teacher": {"name": "wrn402", "params": 1, "sha256": "u" * 64, "acc1": 1.0, "confusion": []}},
+            "its teacher's SHA-256 is not that of",
+        ),
+    ],
+)
+def test_metrics_of_other_targets_are_refused(job, change, words):
+    write_metrics(job["metrics"][0], **{"seed": 2} | change)
+    with pytest.raises(UserError, match=words):
+        collect(**job)
+    assert not job["output"].exists()
+
+
+def test_broken_inputs_are_refused(job, tmp_path):
+    with pytest.raises(UserError, match="no metrics file given"):
+        collect(**job | {"metrics": []})
+    write_json(tmp_path / "cost.json", {"seconds": 1})
+    with pytest.raises(UserError, match=r"cost\.json: not a cost file"):
+        collect(**job | {"costs": {"teacher": [tmp_path / "cost.json"]}})
+    with pytest.raises(UserError, match=r"cost\.json: not a metrics file of this version \(dataset: "):
+        collect(**job | {"metrics": [tmp_path / "cost.json"]})
+    with pytest.raises(UserError, match=r"missing: no such file"):
+        collect(**job | {"artefacts": {"teacher": tmp_path / "missing"}})
+
+
+def shown(path):
+    console = Console(width=100, record=True, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(path, console)
+    return console.export_text()
+
+
+def test_show(job):
+    collect(**job)
+    grid = job["output"].parent / "banks" / "cifar10_wrn402" / "init.png"
+    grid.parent.mkdir(parents=True)
+    grid.write_bytes(b"")
+    curves = job["metrics"][0].with_name("history.png")
+    curves.write_bytes(b"")
+    text = shown(job["output"])
+    assert "89.00 ± 1.00 %" in text
+    assert "88.00  90.00  89.00" in text
+    assert "75.0 % of them kept" in text
+    cells = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    assert ["", "CMI", "90.01", "AdaDFKD README, CMI README", ""] in cells
+    assert "3 min 00 s" in text
+    assert text.index("init.png") < text.index("history.png")
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= 100
+
+
+def test_show_one_seed_of_an_unpublished_pair(job):
+    change = {"dataset": "digits"}
+    write_metrics(job["metrics"][0], seed=0, **change)
+    collect(**job | change | {"metrics": job["metrics"][:1], "variations": None, "costs": {}})
+    text = shown(job["output"])
+    assert "90.00 %" in text
+    assert "±" not in text
+    assert "No published figures" in text

@@ -1,0 +1,102 @@
+import re
+import subprocess
+import sys
+
+import yaml
+from workflow_tools import ROOT, jobs_in, plan
+
+TARGET = "results/cifar10_wrn402_wrn161.json"
+
+# Snakemake in a process in which torch cannot be imported and no connection can be opened.
+FENCED = """
+import socket, sys
+
+class Fence:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "diffusers", "transformers"):
+            raise AssertionError(f"{name} was imported while the DAG was built")
+
+def refuse(*arguments):
+    raise AssertionError("a connection was opened while the DAG was built")
+
+sys.meta_path.insert(0, Fence())
+socket.socket.connect = socket.getaddrinfo = refuse
+sys.argv[0] = "snakemake"
+from snakemake.cli import main
+main()
+"""
+JOBS = {
+    "prepare": 1, "teacher": 1, "init_shard": 1, "init_bank": 1, "init_picture": 1, "augment": 1, "variations_picture": 1,
+    "distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1,
+}  # fmt: skip
+
+
+def test_the_plan_needs_no_network_and_no_torch(workflow):
+    done = workflow("--dry-run", "--cores", "1", TARGET, program=("-c", FENCED))
+    assert done.returncode == 0, done.stdout
+    assert jobs_in(done.stdout) == JOBS
+
+
+def test_mistakes_end_in_one_sentence_and_status_2(workflow):
+    mistakes = {
+        "unknown data set 'cifar1'; the nearest known: cifar10": plan("results/cifar1_wrn402_wrn161.json"),
+        "unknown method 'dad'; the nearest known: dda": plan("results/dad/cifar10_wrn402_wrn161.json"),
+        f"did you mean {TARGET}?": plan("results/cifar10_wrn40_2_wrn16_1.json"),
+        "unknown key 'seed'; the nearest known: seeds": plan(TARGET, config=["seed=3"]),
+        "teacher settings: epochs: ": plan(TARGET, config=["teacher={defaults: {epochs: zero}}"]),
+        "absent.pth: no such file": plan(TARGET, config=["imported={digits_wrn162: absent.pth}"]),
+    }
+    for (status, output), sentence in zip(workflow.batch(list(mistakes.values())), mistakes, strict=True):
+        assert status == 2, output
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("dfkd: ")
+        assert sentence in last
+        assert "Traceback" not in output
+    assert not (workflow.folder / "results").exists()
+
+
+def test_the_config_decides_the_jobs(workflow):
+    (workflow.folder / "mine.pth").touch()
+    (workflow.folder / "more.yaml").write_text("seeds: [0, 1, 2]\nscatter: 4\n")
+    imported = plan("results/digits_wrn162_wrn161.json", config=["imported={digits_wrn162: mine.pth}"])
+    answers = workflow.batch([imported, ["--configfile", "more.yaml", *plan(TARGET)]])
+    assert [status for status, _ in answers] == [0, 0]
+    assert jobs_in(answers[0][1]) == {"import_teacher": 1, **{name: 1 for name in JOBS if name != "teacher"}}
+    assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, "distill": 3, "evaluate": 3, "run_pictures": 3}
+
+
+def test_lint_is_clean(workflow):
+    done = workflow("--lint")
+    assert done.returncode == 0, done.stdout
+
+
+def test_format_is_clean():
+    command = [sys.executable, "-m", "snakefmt", "--check", str(ROOT / "workflow")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def rules():
+    """Every rule's text, by name."""
+    found = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for name, text in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.DOTALL | re.MULTILINE):
+            found[name] = text
+    return found
+
+
+def test_every_rule_states_its_contract():
+    for name, text in rules().items():
+        stated = set(re.findall(r"^    (\w+):", text, re.MULTILINE))
+        assert stated >= {"input", "output", "log", "conda", "message", "shell"}, name
+        if name != "default_result":
+            assert stated >= {"benchmark", "threads", "resources"}, name
+            assert re.search(r"mem_mb=\d+,\s+runtime=\d+", text), name
+        assert ":q}" in text
+        assert not re.search(r"\{(input|output|params|log|wildcards)[.\w]*\}", text.split("shell:")[1]), f"{name}: unquoted"
+
+
+def test_the_cluster_profile_names_rules_that_exist():
+    profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
+    assert set(profile["set-resources"]) <= set(rules())
+    assert profile["slurm-status-command"] == "squeue"

@@ -1,0 +1,85 @@
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements():
+    """What pyproject.toml asks for, tests included, by name."""
+    texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    return {canonicalize_name(item.name): item for item in map(Requirement, texts)}
+
+
+def pins(lines):
+    found = {}
+    for line in lines:
+        match = re.fullmatch(r"([A-Za-z0-9-]+)==([0-9.]+)", line)
+        assert match, f"not a plain pin: {line}"
+        found[canonicalize_name(match[1])] = match[2]
+    assert len(found) == len(lines)
+    return found
+
+
+def pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return pins([line for line in lines if line and not line.startswith("#")])
+
+
+def test_every_direct_dependency_is_pinned_within_its_range():
+    wanted, found = requirements(), pinned()
+    assert found.keys() == wanted.keys()
+    assert [name for name, version in found.items() if not wanted[name].specifier.contains(version)] == []
+
+
+def test_torch_and_torchvision_are_of_one_release():
+    found = pinned()
+    assert (found["torch"], found["torchvision"]) == ("2.15.0", "0.29.2")
+    assert requirements()["torch"].specifier.contains("2.11.0")
+
+
+def test_conda_installs_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *plain, pip = environment["dependencies"]
+    assert pins(pip["pip"]) == pinned()
+    python = next(Requirement(item.replace(" ", "")) for item in plain if item.startswith("python"))
+    assert str(python.specifier) == PROJECT["requires-python"]
+    assert "pip" in plain
+
+
+def test_make_installs_once_and_before_what_it_runs(tmp_path):
+    def make(*words):
+        command = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *words]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+
+    first = make("test")
+    assert any("pip install" in line and "-r requirements.txt" in line for line in first)
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / ".installed").touch()
+    again = make("test")
+    programs = [Path(line.split()[0]).name for line in again]
+    assert programs == ["ruff", "ruff", "mypy", "snakefmt", "snakemake", "pytest"]
+    assert again == first[-6:]
+    run = make("run")
+    assert [line.split(maxsplit=1)[1] for line in run] == [
+        "--cores all results/digits_wrn162_wrn161.json",
+        "show results/digits_wrn162_wrn161.json",
+    ]
+
+
+def test_ci_runs_exactly_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert lines[:2] == ["#!/usr/bin/env bash", "set -euo pipefail"]
+    assert lines[-1] == "make test"

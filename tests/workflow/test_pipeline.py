@@ -1,0 +1,108 @@
+"""The whole pipeline for real, at the smallest budget: every stage, its files, and what runs again."""
+
+import json
+import shutil
+
+import jsonschema
+import pytest
+import yaml
+from workflow_tools import ENTRY, ROOT, Workflow
+
+TARGET = "results/digits_wrn162_wrn161.json"
+BANK = "results/banks/digits_wrn162/init.lmdb"
+RUN = "results/runs/dda/digits_wrn162_wrn161/seed0"
+CONFIG = {
+    "teacher": {"defaults": {"precision": "reference", "epochs": 1, "schedule": "cosine"}},
+    "init_bank": {"defaults": {"precision": "reference", "batches": 4, "batch_size": 20, "steps": 2}},
+    "augment": {
+        "defaults": {
+            "precision": "reference",
+            "backend": "bank-diffusion",
+            "threshold": 0.0,
+            "bank_diffusion": {"channels": [16, 16], "train_steps": 2, "batch_size": 16, "sampling_steps": 4},
+        }
+    },
+}
+METHOD = {
+    "defaults": {
+        "precision": "reference",
+        "epochs": 1,
+        "kd_steps": 2,
+        "batch_size": 16,
+        "synthesis_batch_size": 16,
+        "g_steps": 2,
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A working directory with a config of its own in which the target was built."""
+    folder = tmp_path_factory.mktemp("pipeline") / "work"
+    (folder / "config" / "methods").mkdir(parents=True)
+    shutil.copy(ROOT / "config" / "datasets.yaml", folder / "config")
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump(METHOD))
+    workflow = Workflow(folder, folder.parent / "bin", ENTRY)
+    jobs = workflow.run(TARGET)
+    assert sum(jobs.values()) == 12
+    return workflow
+
+
+def copy_of(finished, tmp_path):
+    """The finished directory once more, times and Snakemake's records included."""
+    shutil.copytree(finished.folder, tmp_path / "work")
+    return Workflow(tmp_path / "work", tmp_path / "bin", ENTRY)
+
+
+def test_the_result_is_valid_and_complete(finished):
+    result = json.loads((finished.folder / TARGET).read_text())
+    jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
+    assert (result["dataset"], result["method"], result["seeds"]) == ("digits", "dda", [0])
+    assert (result["teacher"]["name"], result["student"]["name"]) == ("wrn162", "wrn161")
+    assert set(result["cost"]) == {"teacher", "init-bank", "augment", "distill", "evaluate"}
+    assert result["cost"]["init-bank"]["images"] == 80
+    assert result["augmentation"]["backend"] == "bank-diffusion"
+    assert set(result["provenance"]["artefacts"]) >= {"teacher", "init", "variations", "student-seed0"}
+    for metric in ("acc1", "acc5", "agree1"):
+        assert 0 <= result[metric]["mean"] <= 100
+        assert len(result[metric]["per_seed"]) == 1
+    assert (finished.folder / "results" / "dda" / "digits_wrn162_wrn161.json").read_bytes() == (
+        finished.folder / TARGET
+    ).read_bytes()
+
+
+def test_every_stage_left_its_files_and_no_checkpoint(finished):
+    names = {
+        "data": ["digits.h5", "digits.test.h5"],
+        "results/teachers/digits_wrn162": ["cost.json", "history.csv", "weights.json", "weights.safetensors"],
+        "results/banks/digits_wrn162": ["filter.png", "init.lmdb", "init.png", "rejected.lmdb", "variations.lmdb"],
+        RUN: ["bank.lmdb", "bank.png", "best.safetensors", "confusion.png", "curves.png", "predictions.h5", "student.json"],
+    }
+    for folder, wanted in names.items():
+        assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted)
+    assert not [path for path in (finished.folder / "results" / "checkpoints").rglob("*") if path.is_file()]
+
+
+def test_a_second_invocation_runs_nothing(finished):
+    done = finished("--cores", "2", TARGET)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+
+
+def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_it(finished, tmp_path):
+    workflow = copy_of(finished, tmp_path)
+    (workflow.folder / "data" / "digits.h5").unlink()
+    before = json.loads((workflow.folder / TARGET).read_text())
+    jobs = workflow.run(TARGET, config=["methods={dda: {defaults: {kd_steps: 3}}}"])
+    assert jobs == {"distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1}
+    after = json.loads((workflow.folder / TARGET).read_text())
+    assert after["cost"]["distill"]["optimiser_steps"] > before["cost"]["distill"]["optimiser_steps"]
+    assert after["provenance"]["config_hash"] != before["provenance"]["config_hash"]
+    assert not (workflow.folder / "data" / "digits.h5").exists()
+
+
+def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):
+    workflow = copy_of(finished, tmp_path)
+    assert workflow.run(BANK, config=["scatter=4"]) == {"init_shard": 4, "init_bank": 1}
+    assert (workflow.folder / BANK).read_bytes() == (finished.folder / BANK).read_bytes()

@@ -1,0 +1,118 @@
+"""Snakemake on this checkout's workflow, in a working directory of the test's own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# `dfkd` of this checkout, whatever is installed.
+ENTRY = f"""#!{sys.executable}
+from dfkd.cli import main
+
+main()
+"""
+
+# In place of `dfkd`: writes what each stage writes, with the command as content. For tests of the DAG alone.
+STUB = f"""#!{sys.executable}
+import sys
+from pathlib import Path
+
+words = sys.argv[1:]
+if words[0] == "distill" and Path("fail").exists():
+    sys.exit("dfkd: told to fail.")
+after = {{option: value for option, value in zip(words, words[1:])}}
+output = Path(after["-o"])
+beside = {{
+    "teacher": ["weights.json", "history.csv", "cost.json"],
+    "init-bank": [output.stem + ".cost.json"],
+    "augment": ["variations.cost.json"],
+    "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
+    "evaluate": ["metrics.cost.json"],
+}}
+paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
+paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
+for path in paths:
+    path.write_text(" ".join(words))
+with open("calls.txt", "a") as calls:
+    calls.write(" ".join(words) + "\\n")
+"""
+
+
+# Several invocations in one process, one fork each: Snakemake's imports are most of what a dry run takes.
+BATCH = """
+import json, os, sys
+import snakemake.cli
+
+statuses = []
+for words, output in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.argv = ["snakemake", *words]
+        snakemake.cli.main()
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(statuses))
+"""
+
+
+class Workflow:
+    """Runs Snakemake on this checkout's Snakefile in `folder`, with `entry` as the program `dfkd`."""
+
+    def __init__(self, folder, commands, entry):
+        self.folder = folder
+        commands.mkdir(parents=True, exist_ok=True)
+        program = commands / "dfkd"
+        program.write_text(entry)
+        program.chmod(0o755)
+        paths = [str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]
+        self.environment = {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
+
+    def __call__(self, *words, program=("-m", "snakemake")):
+        """Run once; the completed process, its stderr within its stdout."""
+        return self._python([*program, *self._place(), *words])
+
+    def batch(self, invocations):
+        """Run each list of words; (status, output) of each."""
+        outputs = [self.folder / f"batch{number}.txt" for number in range(len(invocations))]
+        work = [([*self._place(), *words], str(output)) for words, output in zip(invocations, outputs, strict=True)]
+        done = self._python(["-c", BATCH], input=json.dumps(work))
+        assert done.returncode == 0, done.stdout
+        return [(status, output.read_text()) for status, output in zip(json.loads(done.stdout), outputs, strict=True)]
+
+    def run(self, *targets, config=()):
+        """Run for real; the jobs that it ran, with their numbers."""
+        done = self("--cores", "2", *(["--config", *config] if config else []), "--", *targets)
+        assert done.returncode == 0, done.stdout
+        return jobs_in(done.stdout)
+
+    def _place(self):
+        return ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--directory", str(self.folder)]
+
+    def _python(self, words, **options):
+        return subprocess.run(
+            [sys.executable, *words],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=800,
+            **options,
+        )
+
+
+def plan(*targets, config=()):
+    """The words of a dry run."""
+    return ["--cores", "2", "--dry-run", *(["--config", *config] if config else []), "--", *targets]
+
+
+def jobs_in(output):
+    """Snakemake's own table of jobs, by rule."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)^total", output, re.DOTALL | re.MULTILINE)
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)} if table else {}

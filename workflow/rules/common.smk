@@ -1,0 +1,208 @@
+"""Helpers of the rules: where the config lies, the settings of one job, and inputs that depend on config or method."""
+
+import contextlib
+import hashlib
+import io as text_io
+import json
+import os
+import shutil
+
+# The stages run in the environment that runs Snakemake, activated or not.
+if shutil.which("dfkd") is None:
+    os.environ.update(
+        PATH=os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        )
+    )
+
+
+def config_folder():
+    """`config/` of the working directory; the one beside the workflow if there is none."""
+    own = Path("config")
+    return (
+        own
+        if (own / "config.yaml").exists()
+        else Path(workflow.basedir).parent / "config"
+    )
+
+
+def command_line_targets():
+    """The targets that the user typed. Snakemake knows them only after the Snakefile, which is too late for a good message."""
+    if not workflow.is_main_process or Path(sys.argv[0]).name not in (
+        "snakemake",
+        "__main__.py",
+    ):
+        return []
+    from snakemake.cli import parse_args
+
+    with contextlib.redirect_stderr(
+        text_io.StringIO()
+    ):  # it was parsed before, and said then which profile it uses
+        return sorted(parse_args(sys.argv[1:])[1].targets)
+
+
+def canonical(content):
+    """JSON that is equal for equal content: what a rule's params hold, so that only a real change reruns it."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def resolve(stage, wildcards):
+    """The settings of the job of `stage` that the wildcards name, as plain values."""
+    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
+    settings = CONFIG.stage(
+        stage, **names, method=wildcards.get("method", DEFAULT_METHOD)
+    )
+    return settings.model_dump(mode="json")
+
+
+def settings_of(stage):
+    """A params function: the settings of one job of `stage` as JSON."""
+
+    def settings(wildcards):
+        return canonical(resolve(stage, wildcards))
+
+    return settings
+
+
+def dataset_settings(wildcards):
+    """The data set's entry of config/datasets.yaml as JSON."""
+    return canonical(CONFIG.datasets[wildcards.dataset].model_dump(mode="json"))
+
+
+def source_files(wildcards):
+    """The user's own folder or file that a data set is read from; none for a download.
+
+    One that is absent while nothing is prepared yet is left to the stage, which says so in a sentence.
+    """
+    kind, _, path = CONFIG.datasets[wildcards.dataset].source.partition(":")
+    prepared = Path(f"data/{wildcards.dataset}.h5").exists()
+    return (
+        [path]
+        if kind in ("folder", "hdf5") and (prepared or Path(path).exists())
+        else []
+    )
+
+
+def check_imported():
+    """Refuse an imported checkpoint that is absent: Snakemake would train a teacher in its place."""
+    for pair, path in CONFIG.imported.items():
+        if not Path(path).is_file():
+            raise UserError(
+                f"config: imported: {pair}: {path}: no such file; put it there or remove the entry."
+            )
+
+
+def imported_pairs():
+    """A pattern of the `dataset_teacher` pairs whose weights are imported; one that matches nothing if there are none."""
+    return "|".join(sorted(CONFIG.imported)) or "(?!)"
+
+
+def imported_file(wildcards):
+    """The checkpoint that the config names for this pair."""
+    return CONFIG.imported[wildcards.pair]
+
+
+def imported_dataset(wildcards):
+    """The data set of an imported pair."""
+    return wildcards.pair.split("_")[0]
+
+
+def imported_model(wildcards):
+    """The model of an imported pair."""
+    return wildcards.pair.split("_")[1]
+
+
+def imported_test(wildcards):
+    """The test split on which the imported teacher is measured."""
+    return f"data/{imported_dataset(wildcards)}.test.h5"
+
+
+def shard(wildcards):
+    """`2/4` of the scatter item `2-of-4`."""
+    return wildcards.scatteritem.replace("-of-", "/")
+
+
+def method_banks(wildcards):
+    """The teacher's banks that the method starts from."""
+    return [
+        f"results/banks/{wildcards.dataset}_{wildcards.teacher}/{bank}.lmdb"
+        for bank in METHOD_BANKS[wildcards.method]
+    ]
+
+
+def bank_options(wildcards, input):
+    """`--bank` for each of them."""
+    return [word for bank in input.banks for word in ("--bank", bank)]
+
+
+def per_seed(*names):
+    """An input function: these files of every seed's run."""
+
+    def files(wildcards):
+        run = "results/runs/{method}/{dataset}_{teacher}_{student}".format(**wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+
+    return files
+
+
+def bank_costs(wildcards):
+    """The cost files of the banks that the method starts from."""
+    folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
+    banks = METHOD_BANKS[wildcards.method]
+    shards = (
+        gather.init(f"{folder}/shards/{{scatteritem}}.cost.json")
+        if "init" in banks
+        else []
+    )
+    return [
+        *shards,
+        *([f"{folder}/variations.cost.json"] if "variations" in banks else []),
+    ]
+
+
+def bank_pictures(wildcards):
+    """The pictures of the banks that the method starts from."""
+    folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
+    names = {"init": ["init.png"], "variations": ["variations.png", "filter.png"]}
+    return [
+        f"{folder}/{name}"
+        for bank in METHOD_BANKS[wildcards.method]
+        for name in names[bank]
+    ]
+
+
+def config_hash(wildcards):
+    """SHA-256 of everything in the config that decides this result."""
+    stages = {
+        stage: resolve(stage, wildcards)
+        for stage in ("teacher", "init-bank", "augment", "distill", "evaluate")
+    }
+    dataset = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
+    content = {
+        "dataset": dataset,
+        "stages": stages,
+        "seeds": CONFIG.seeds,
+        "versions": STAGE_VERSIONS,
+    }
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def result_options(wildcards, input):
+    """The options of `dfkd result` that say which file is what: metrics, costs per stage, artefacts."""
+    costs = [("teacher", input.teacher_cost)]
+    for path in input.bank_costs:
+        costs.append(("init-bank" if "shards" in Path(path).parts else "augment", path))
+    costs += [("distill", path) for path in input.distill_costs]
+    costs += [("evaluate", path) for path in input.evaluate_costs]
+    artefacts = [("test", input.test), ("teacher", input.weights)]
+    artefacts += [(Path(path).stem, path) for path in input.banks]
+    for name, paths in (("student", input.students), ("bank", input.run_banks)):
+        for seed, path in zip(CONFIG.seeds, paths, strict=True):
+            artefacts.append((f"{name}-seed{seed}", path))
+    options = [("--metrics", path) for path in input.metrics]
+    options += [("--cost", f"{stage}={path}") for stage, path in costs]
+    options += [("--artefact", f"{name}={path}") for name, path in artefacts]
+    options += [
+        ("--variations", path) for name, path in artefacts if name == "variations"
+    ]
+    return [word for option in options for word in option]

@@ -1,0 +1,36 @@
+rule distill:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        banks=method_banks,
+        test="data/{dataset}.test.h5",
+    output:
+        student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
+        best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
+        best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
+        history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
+    log:
+        "logs/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=2880,
+        gpu=1,
+    params:
+        settings=settings_of("distill"),
+        version=STAGE_VERSIONS["distill"],
+        banks=bank_options,
+        checkpoints="results/checkpoints/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}",
+    message:
+        "Distil {wildcards.teacher} into {wildcards.student} ({wildcards.dataset}) by {wildcards.method}, "
+        "seed {wildcards.seed}"
+    shell:
+        "dfkd distill --teacher {input.teacher:q} {params.banks:q} --method {wildcards.method:q} "
+        "--student {wildcards.student:q} --seed {wildcards.seed:q} --test {input.test:q} "
+        "--settings {params.settings:q} --checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"

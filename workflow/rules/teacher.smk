@@ -1,0 +1,63 @@
+rule teacher:
+    input:
+        data="data/{dataset}.h5",
+    output:
+        weights="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        card="results/teachers/{dataset}_{teacher}/weights.json",
+        history="results/teachers/{dataset}_{teacher}/history.csv",
+        cost="results/teachers/{dataset}_{teacher}/cost.json",
+    log:
+        "logs/teacher/{dataset}_{teacher}.log",
+    benchmark:
+        "results/benchmarks/teacher/{dataset}_{teacher}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=1,
+    params:
+        settings=settings_of("teacher"),
+        version=STAGE_VERSIONS["teacher"],
+        checkpoints="results/checkpoints/teacher/{dataset}_{teacher}",
+    message:
+        "Train the teacher {wildcards.teacher} on {wildcards.dataset}: the last use of its training images"
+    shell:
+        "dfkd teacher train --data {input.data:q} --model {wildcards.teacher:q} --settings {params.settings:q} "
+        "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+
+
+rule import_teacher:
+    input:
+        checkpoint=imported_file,
+        test=imported_test,
+    output:
+        weights="results/teachers/{pair}/weights.safetensors",
+        card="results/teachers/{pair}/weights.json",
+        history="results/teachers/{pair}/history.csv",
+        cost="results/teachers/{pair}/cost.json",
+    log:
+        "logs/import_teacher/{pair}.log",
+    benchmark:
+        "results/benchmarks/import_teacher/{pair}.tsv"
+    wildcard_constraints:
+        pair=imported_pairs(),
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        dataset=imported_dataset,
+        model=imported_model,
+        version=STAGE_VERSIONS["teacher"],
+    message:
+        "Import {input.checkpoint} as the teacher {wildcards.pair}"
+    shell:
+        "dfkd teacher import {input.checkpoint:q} --model {params.model:q} --dataset {params.dataset:q} "
+        "--test {input.test:q} -o {output.weights:q} > {log:q} 2>&1"
+
+
+ruleorder: import_teacher > teacher
