@@ -147,8 +147,7 @@ def teacher_import(
     from dfkd.datasets.prepared import read_info
     from dfkd.distillation.teacher import import_teacher
 
-    entry = check_dataset(dataset, load_config(config))
-    info = read_info(test) if test else info_from_settings(dataset, entry)
+    info = read_info(test) if test else info_from_settings(dataset, check_dataset(dataset, load_config(config)))
     target = output or Path(f"results/teachers/{dataset}_{model}/weights.safetensors")
     card = import_teacher(checkpoint, check_model(model), info, target, test, _runtime(StageSettings(), device))
     measured = f", Acc@1 {card.metrics['acc1']:.2f} %" if "acc1" in card.metrics else ""
@@ -233,6 +232,61 @@ def evaluate(
 
     chosen = _settings("evaluate", settings, changes)
     run(teacher, student, best, test, chosen, output, predictions, _runtime(chosen, device))
+
+
+@app.command()
+def result(
+    dataset: Annotated[str, typer.Option()],
+    teacher: Annotated[str, typer.Option(help="architecture")],
+    student: Annotated[str, typer.Option(help="architecture")],
+    metrics: Annotated[list[Path], typer.Option(help="metrics.json of one seed (repeatable)")],
+    config_hash: Annotated[str, typer.Option(help="SHA-256 of the settings of all stages")],
+    output: Output,
+    method: Annotated[str, typer.Option()] = "dda",
+    cost: Annotated[list[str] | None, typer.Option(help="STAGE=FILE (repeatable)")] = None,
+    artefact: Annotated[list[str] | None, typer.Option(help="NAME=FILE whose SHA-256 is recorded (repeatable)")] = None,
+    variations: Annotated[Path | None, typer.Option(help="the variations bank that was distilled on")] = None,
+) -> None:
+    """Gather metrics of all seeds, costs and provenance into one result file."""
+    from dfkd.evaluation.result import collect
+
+    costs: dict[str, list[Path]] = {}
+    for stage, path in _pairs("--cost", cost):
+        costs.setdefault(stage, []).append(path)
+    artefacts = dict(_pairs("--artefact", artefact))
+    collect(dataset, teacher, student, method, metrics, costs, artefacts, variations, config_hash, output)
+
+
+def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, Path]]:
+    """NAME=FILE texts, split."""
+    for text in texts or []:
+        if "=" not in text:
+            raise UserError(f"{option} {text}: expected NAME=FILE.")
+    return [(name, Path(path)) for name, _, path in (text.partition("=") for text in texts or [])]
+
+
+@app.command()
+def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
+    """Print a result as tables, with published figures beside, and say where its pictures are."""
+    from dfkd.evaluation.show import show as run
+
+    run(path)
+
+
+@plot_app.command("curves")
+def plot_curves(history: Annotated[Path, typer.Argument(help="history.csv")], output: Output) -> None:
+    """Draw learning curves as PNG."""
+    from dfkd.evaluation.plots import plot_history
+
+    plot_history(history, output)
+
+
+@plot_app.command("confusion")
+def plot_confusion(predictions: Annotated[Path, typer.Argument(help="predictions.h5 of a run")], output: Output) -> None:
+    """Draw the confusion matrices of teacher and student as PNG."""
+    from dfkd.evaluation.plots import plot_confusion as run
+
+    run(predictions, output)
 
 
 @app.command("settings")

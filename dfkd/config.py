@@ -99,6 +99,7 @@ class InitBankSettings(StageSettings):
     lr: Rate = 1e-3
     latent_size: Count = 256
     generator: Literal["small", "large"] = "small"
+    width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
     bn: Weight = Field(1.0, description="weight of the BN-statistics loss")
     oh: Weight = Field(1.0, description="weight of the one-hot loss")
 
@@ -173,6 +174,7 @@ class DistillSettings(StageSettings):
     lr_g: Rate = 1e-3
     latent_size: Count = 256
     generator: Literal["small", "large"] = "small"
+    width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
     bn: Weight = 1.0
     oh: Weight = 1.0
     csd: Weight = Field(10.0, description="weight of − CE of the joint class × rotation head")

@@ -13,9 +13,14 @@ from dfkd.runtime import derive_seed, seed_everything
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -32,7 +37,7 @@ def test_json_round_trip_and_refusals(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_json(tmp_path / "nan.json", {"x": float("nan")})
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match="broken.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"broken\.json: not valid JSON"):
         read_json(tmp_path / "broken.json")
     with pytest.raises(UserError, match="no such file"):
         read_json(tmp_path / "absent.json")

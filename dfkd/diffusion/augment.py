@@ -85,7 +85,7 @@ def augment(
         kept.publish(output)
     cost.images = report["made"]
     cost.teacher_queries = len(chosen) + report["made"]
-    write_json(output.with_suffix(".cost.json"), cost.as_dict())
+    write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
     return cost
 

@@ -28,8 +28,8 @@ from dfkd.config import DistillSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import rotations
 from dfkd.models.generators import reset_n02
-from dfkd.runtime import Runtime
-from dfkd.synthesis.inversion import GeneratorInversion
+from dfkd.runtime import Runtime, StopRequest
+from dfkd.synthesis.inversion import GeneratorInversion, Synthesis
 from dfkd.synthesis.priors import kl_divergence, rotation_labels
 
 
@@ -44,6 +44,7 @@ class RotationHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 4 * classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[B,C] -> [B,4K], rows of unit norm."""
         return F.normalize(self.layers(features).float(), dim=1)
 
 
@@ -63,8 +64,9 @@ class Aligner(nn.Module):
         )  # fmt: skip
 
     def forward(self, student: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """[B,student,H,W] -> [B,teacher,*size]."""
         if student.shape[2:] != size:
-            student = F.adaptive_avg_pool2d(student, tuple(size))
+            student = F.adaptive_avg_pool2d(student, (size[0], size[1]))
         return self.layers(student)
 
 
@@ -93,6 +95,7 @@ class DDA:
             lr=settings.lr_g,
             latent_size=settings.latent_size,
             generator=settings.generator,
+            width=settings.width,
             bn=settings.bn,
             oh=settings.oh,
             term=self.adversarial,
@@ -112,13 +115,13 @@ class DDA:
         """Penultimate features of the four rotations of a batch, [4B,C]."""
         return self.student(rotations(views), return_features=True)[1][-1]
 
-    def synthesize(self) -> Any:
+    def synthesize(self, stop: StopRequest | None = None) -> Synthesis:
         """One batch against the student as it is; student and head are frozen and in eval mode meanwhile."""
         trained = [parameter for network in (self.student, self.head) for parameter in network.parameters()]
         self.student.eval()
         for parameter in trained:
             parameter.requires_grad_(False)
-        made = self.synthesizer.synthesize()
+        made = self.synthesizer.synthesize(stop)
         for parameter in trained:
             parameter.requires_grad_(True)
         return made

@@ -39,7 +39,10 @@ class ShuffledPasses:
     def _pass(self, number: int) -> torch.Tensor:
         if number not in self._passes:
             generator = torch.Generator().manual_seed(derive_seed(*self.keys, number))
-            self._passes = {number - 1: self._passes.get(number - 1, torch.empty(0)), number: torch.randperm(self.count, generator=generator)}
+            self._passes = {
+                number - 1: self._passes.get(number - 1, torch.empty(0)),
+                number: torch.randperm(self.count, generator=generator),
+            }
         return self._passes[number]
 
     def batch(self, step: int) -> torch.Tensor:

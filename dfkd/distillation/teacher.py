@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from dfkd.checkpoint import Checkpoint, file_sha256, write_json
@@ -18,8 +17,8 @@ from dfkd.datasets.views import normalise, random_views, to_unit
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
-from dfkd.history import History
-from dfkd.models import build_model, count_parameters
+from dfkd.history import History, Row
+from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
@@ -130,10 +129,10 @@ def train_teacher(
                 checkpoint.save(snapshot(step + 1))
                 stop.stop()
 
-    card = _card(architecture, info, settings.model_dump(), settings.seed, model, history.rows[-1]["acc1"])
+    card = _card(architecture, info, settings.model_dump(), settings.seed, history.rows[-1]["acc1"])
     history.write_csv(output.parent / "history.csv")
     history.close()
-    write_json(output.parent / "cost.json", cost.as_dict())
+    write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     card = save_weights(output, model, card)
     checkpoint.remove()
     return card
@@ -148,7 +147,7 @@ def import_teacher(
         UserError: names, shapes or the number of classes do not fit.
     """
     model = runtime.place(import_checkpoint(checkpoint, architecture, info)).eval()
-    rows = [{"epoch": 0}]
+    rows: list[Row] = [{"epoch": 0}]
     cost = Cost()
     acc1 = None
     if test is not None:
@@ -161,13 +160,11 @@ def import_teacher(
         history.append(row)
     history.write_csv(output.parent / "history.csv")
     history.close()
-    write_json(output.parent / "cost.json", cost.as_dict())
-    return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, model, acc1))
+    write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
+    return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, acc1))
 
 
-def _card(
-    architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: int, model: nn.Module, acc1: float | None
-) -> WeightsCard:
+def _card(architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: int, acc1: float | None) -> WeightsCard:
     return WeightsCard(
         architecture=architecture,
         dataset=info,
@@ -177,9 +174,6 @@ def _card(
         settings=settings,
         seed=seed,
         metrics={} if acc1 is None else {"acc1": acc1},
-        params=count_parameters(model),
         versions=versions(),
         revision=revision(),
-        sha256="",
-        lineage={},
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ class LargeGenerator(_Generator):
         super().__init__(latent_size, channels, image_size, 4 * width, width)
 
 
-GENERATORS: dict[str, type[_Generator]] = {"small": Generator, "large": LargeGenerator}
+GENERATORS: dict[str, Callable[[int, int, int, int], _Generator]] = {"small": Generator, "large": LargeGenerator}
 
 
 @torch.no_grad()

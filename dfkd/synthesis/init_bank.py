@@ -87,6 +87,7 @@ def init_bank(
         lr=settings.lr,
         latent_size=settings.latent_size,
         generator=settings.generator,
+        width=settings.width,
         bn=settings.bn,
         oh=settings.oh,
     )
@@ -100,7 +101,7 @@ def init_bank(
             for batch in batches[done:]:
                 with cost.measure(runtime):
                     seed_everything(settings.seed, "init-bank", batch)
-                    made = inversion.synthesize()
+                    made = inversion.synthesize(stop)
                     bank.append_images(made.images, made.labels, made.scores)
                 cost.images += len(made.images)
                 cost.optimiser_steps += settings.steps
@@ -110,6 +111,6 @@ def init_bank(
                 if stop:
                     stop.stop()
         bank.publish(output)
-    write_json(output.with_suffix(".cost.json"), cost.as_dict())
+    write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
     return cost

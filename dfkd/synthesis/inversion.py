@@ -6,6 +6,7 @@ re-initialised for every batch, the latent is optimised with it, and the images 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
+from dfkd.errors import UserError
 from dfkd.models.generators import GENERATORS, reset_n02
-from dfkd.runtime import Runtime
+from dfkd.runtime import Runtime, StopRequest
 from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
 
 # An additional term: (views [B,C,H,W] normalised, labels [B], teacher's logits [B,K]) -> scalar to be minimised.
@@ -50,6 +52,7 @@ class GeneratorInversion:
         lr: float,  # of generator and latent; betas (0.5, 0.999)
         latent_size: int,
         generator: str,  # "small" or "large"
+        width: int,  # maps of the generator's last stage
         bn: float,  # weight of R_bn
         oh: float,  # weight of the one-hot term
         term: Term | None = None,
@@ -57,13 +60,14 @@ class GeneratorInversion:
     ) -> None:
         self.teacher, self.info, self.runtime = teacher, info, runtime
         self.steps, self.bn, self.oh, self.term, self.term_name = steps, bn, oh, term, term_name
-        self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size)).train()
+        self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size, width)).train()
         self.latent = torch.zeros(batch_size, latent_size, device=runtime.device, requires_grad=True)
-        parameters = [{"params": self.generator.parameters()}, {"params": [self.latent]}]
+        parameters = [*self.generator.parameters(), self.latent]
         # one kernel for all tensors in the fast path; the plain loop is the reference
         fused = runtime.precision == "fast"
         self.optimiser = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=fused, foreach=False)
-        self.statistics = BatchStatistics(teacher)
+        # a compiler fuses the plain formula; eagerly, one pass is the fast path
+        self.statistics = BatchStatistics(teacher, one_pass=runtime.precision == "fast" and not runtime.compile)
         self._teacher_losses = runtime.compiled(self._losses)
 
     def _reset(self) -> None:
@@ -87,8 +91,13 @@ class GeneratorInversion:
             losses[self.term_name] = self.term(views, labels, logits)
         return losses
 
-    def synthesize(self) -> Synthesis:
-        """Make one batch. Everything random comes from torch's global generator: seed it for a reproducible batch."""
+    def synthesize(self, stop: StopRequest | None = None) -> Synthesis:
+        """Make one batch. Everything random comes from torch's global generator: seed it for a reproducible batch.
+
+        Raises:
+            Stopped: `stop` was requested; the batch in hand is lost.
+            UserError: the loss was never finite.
+        """
         self._reset()
         count = len(self.latent)
         labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
@@ -97,12 +106,14 @@ class GeneratorInversion:
         best_terms: torch.Tensor | None = None
         with self.statistics.recording():
             for _ in range(self.steps):
+                if stop:
+                    stop.stop()
                 with self.runtime.autocast():
                     images = self.generator(self.latent)
                 images = images.float()
                 views = normalise(random_views(images, self.info), self.info)
                 losses = self._teacher_losses(views, labels)
-                loss = self.bn * losses["bn"] + self.oh * losses["oh"] + sum(losses.get(name, 0.0) for name in [self.term_name])
+                loss = self.bn * losses["bn"] + self.oh * losses["oh"] + losses.get(self.term_name, 0.0)
                 self.optimiser.zero_grad()
                 loss.backward()
                 self.optimiser.step()
@@ -115,9 +126,12 @@ class GeneratorInversion:
                 best_terms = terms if best_terms is None else torch.where(better, terms, best_terms)
         assert best_images is not None
         assert best_terms is not None
+        if not math.isfinite(best_loss.item()):
+            raise UserError(f"synthesis: the loss was not finite in any of {self.steps} steps; lower the generator's rate.")
         kept = to_bytes(best_images)
         names = ["loss", *losses]
-        return Synthesis(kept.cpu().contiguous(), labels.cpu(), self._scores(kept, labels), dict(zip(names, best_terms.tolist(), strict=True)))
+        found_terms = dict(zip(names, best_terms.tolist(), strict=True))
+        return Synthesis(kept.cpu().contiguous(), labels.cpu(), self._scores(kept, labels), found_terms)
 
     @torch.no_grad()
     def _scores(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,10 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+class _ChannelMoments(torch.autograd.Function):
+    """Biased variance and mean per channel of [B,C,H,W], in one pass forward and one backward.
+
+    On the CPU, `torch.var_mean` over (0, 2, 3) of a channels_last batch took up to eight times as long, and its gradient
+    walks the activations five times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, variance = torch.batch_norm_update_stats(images, None, None, 0.0)
+        ctx.save_for_backward(images, mean)
+        return variance, mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        of_variance, of_mean = gradients
+        images, mean = ctx.saved_tensors
+        count = images.numel() // images.shape[1]
+        slope = of_variance * (2 / count)
+        offset = of_mean / count - slope * mean
+        return torch.addcmul(offset.view(1, -1, 1, 1), images, slope.view(1, -1, 1, 1))
+
+
+def channel_moments(images: torch.Tensor, one_pass: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(biased variance [C], mean [C]) over batch and pixels of [B,C,H,W], in float32; differentiable.
+
+    `one_pass` is faster on the CPU and differs in the last digits (relative 1e-4).
+    """
+    images = images.float()
+    if one_pass and images.device.type == "cpu":
+        return _ChannelMoments.apply(images)
+    return torch.var_mean(images, dim=(0, 2, 3), correction=0)
 
 
 class BatchStatistics:
@@ -17,13 +52,14 @@ class BatchStatistics:
     that other forwards of the teacher (distillation, evaluation) do not pay for them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, one_pass: bool = False) -> None:
+        self.one_pass = one_pass
         self.layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self._found: list[tuple[torch.Tensor, torch.Tensor, nn.BatchNorm2d]] = []
 
     def _hook(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(layer, nn.BatchNorm2d)
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        variance, mean = channel_moments(inputs[0], self.one_pass)
         self._found.append((variance, mean, layer))
 
     @contextmanager

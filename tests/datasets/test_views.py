@@ -6,7 +6,14 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import crop_flip, normalise, random_views, rotations, to_bytes, to_unit
 
 INFO = DatasetInfo(
-    name="toy", classes=["a", "b"], image_size=8, channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], crop_padding=2, flip=True
+    name="toy",
+    classes=["a", "b"],
+    image_size=8,
+    channels=3,
+    mean=[0.1, 0.2, 0.3],
+    std=[0.5, 0.6, 0.7],
+    crop_padding=2,
+    flip=True,
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.synthesis.priors import BatchStatistics, kl_divergence, one_hot, random_labels, rotation_labels
+from dfkd.synthesis.priors import BatchStatistics, channel_moments, kl_divergence, one_hot, random_labels, rotation_labels
 
 
 def logits(*shape, seed=0):
@@ -92,3 +92,16 @@ def test_random_labels_are_sorted_uniform():
     labels = random_labels(10000, 10)
     assert torch.equal(labels, labels.sort().values)
     assert labels.bincount(minlength=10).min() > 850
+
+
+def test_one_pass_moments_and_their_gradient_equal_the_plain_formula():
+    torch.manual_seed(0)
+    x = (torch.randn(16, 24, 9, 9) * 2 + 0.5).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 24)
+    results = []
+    for one_pass in (False, True):
+        variance, mean = channel_moments(x, one_pass)
+        (gradient,) = torch.autograd.grad((weights[0] * variance + weights[1] * mean**2).sum(), x)
+        results.append((variance, mean, gradient))
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,66 @@
+"""What is measured: networks, batch sizes, repeats. And the networks themselves, with weights that need no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dfkd.datasets.info import DatasetInfo
+from dfkd.models import build_model
+
+# CIFAR-10's shape and normalisation; no image of it is used.
+INFO = DatasetInfo(
+    name="benchmark",
+    classes=[f"class {number}" for number in range(10)],
+    image_size=32,
+    channels=3,
+    mean=[0.4914, 0.4822, 0.4465],
+    std=[0.2470, 0.2435, 0.2616],
+    crop_padding=4,
+    flip=True,
+)
+LATENT_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """The size of a benchmark run. The defaults are the full one."""
+
+    teacher: str = "wrn402"
+    student: str = "wrn161"
+    batch: int = 200  # images of a synthesis step
+    student_batch: int = 128  # images of a student step
+    steps: int = 2  # timed steps of a variant before the next one has its turn
+    rounds: int = 3  # turns of each variant
+    compile: bool = True  # also measure with torch.compile
+    device: str = "auto"
+    workers: int = 0  # of the DataLoader of the original habits
+    store: int = 2000  # images that the student's batches are drawn from
+    small_bank: int = 10_000  # images
+    large_bank: int = 100_000
+    loads: int = 5  # repeats of loading a bank
+    peak_size: int = 2048  # of the square matrices
+    peak_seconds: float = 0.5  # of a window of products, at least
+    peak_windows: int = 5
+
+
+QUICK = {
+    "batch": 32, "student_batch": 32, "steps": 1, "rounds": 2, "compile": False, "store": 500, "small_bank": 1000,
+    "large_bank": 10_000, "loads": 3, "peak_windows": 3,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def network(name: str, seed: int) -> nn.Module:
+    """A network in eval mode whose BN statistics are those of noise: its activations are of the usual size at every layer."""
+    torch.manual_seed(seed)
+    model = build_model(name, len(INFO.classes), INFO.channels, INFO.image_size).train()
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.momentum = 1.0
+    model(torch.randn(16, *INFO.shape))
+    for layer in layers:
+        layer.momentum = 0.1
+    return model.eval()
