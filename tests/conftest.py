@@ -56,6 +56,6 @@ def tiny_bank(tiny_teacher, reference, tmp_path_factory) -> Path:
     from dfkd.synthesis.init_bank import init_bank
 
     folder = tmp_path_factory.mktemp("bank")
-    settings = InitBankSettings(precision="reference", batches=2, batch_size=24, steps=10, latent_size=16, width=4)
+    settings = InitBankSettings(precision="reference", batches=4, batch_size=24, steps=60, lr=1e-2, latent_size=16, width=8)
     init_bank(tiny_teacher, settings, folder / "init.lmdb", folder / "checkpoint", reference)
     return folder / "init.lmdb"
