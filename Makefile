@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
+# test processes, one thread each
+JOBS ?= 2
 TARGET ?= results/digits_wrn162_wrn161.json
 
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -282,11 +282,11 @@ def plot_curves(history: Annotated[Path, typer.Argument(help="history.csv")], ou
 
 
 @plot_app.command("confusion")
-def plot_confusion(predictions: Annotated[Path, typer.Argument(help="predictions.h5 of a run")], output: Output) -> None:
+def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of a run")], output: Output) -> None:
     """Draw the confusion matrices of teacher and student as PNG."""
     from dfkd.evaluation.plots import plot_confusion as run
 
-    run(predictions, output)
+    run(metrics, output)
 
 
 @app.command("settings")

@@ -19,7 +19,14 @@ def tiny_data(tmp_path_factory):
     """A data set that a tiny network learns in a second: bright bars, 8×8, three classes; train and test, test alone."""
     folder = tmp_path_factory.mktemp("tiny")
     info = DatasetInfo(
-        name="bars", classes=["top", "middle", "bottom"], image_size=8, channels=1, mean=[0.3], std=[0.3], crop_padding=1, flip=True
+        name="bars",
+        classes=["top", "middle", "bottom"],
+        image_size=8,
+        channels=1,
+        mean=[0.3],
+        std=[0.3],
+        crop_padding=1,
+        flip=True,
     )
     generator = torch.Generator().manual_seed(0)
     splits = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError
-from dfkd.evaluation.predict import read_predictions
+from dfkd.evaluation.formats import read_metrics
 
 # Panels of the learning curves: title, columns of history.csv with their labels, logarithmic y axis.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -95,18 +94,14 @@ def read_history(path: str | Path) -> dict[str, list[float]]:
         raise UserError(f"{path}: not a history.csv of this package ({error}).") from None
 
 
-def plot_confusion(predictions: str | Path, output: str | Path) -> None:
-    """Draw the confusion matrices of teacher and student (last epoch) of predictions.h5 side by side, in % of each class."""
-    from dfkd.evaluation.metrics import accuracy, confusion  # torchmetrics takes seconds to import
-
-    file = read_predictions(predictions)
-    classes = json.loads(file.attributes["classes"])
+def plot_confusion(metrics: str | Path, output: str | Path) -> None:
+    """Draw the confusion matrices of teacher and student (last epoch) of metrics.json side by side, in % of each class."""
+    file = read_metrics(metrics)
     pairs = [
-        (f"{role.capitalize()} {file.attributes[role]}: {accuracy(logits, file.labels):.2f} %", confusion(logits, file.labels))
-        for role, logits in file.logits.items()
-        if role != "best"
+        (f"Teacher {file.teacher.name}: {file.teacher.acc1:.2f} %", file.teacher.confusion),
+        (f"Student {file.student.name}: {file.last.acc1:.2f} %", file.last.confusion),
     ]
-    pairs.sort(reverse=True)  # teacher, student
+    classes = file.classes
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(10.4, 5.0), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)

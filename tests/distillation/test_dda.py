@@ -93,7 +93,9 @@ def test_head_step_gives_the_student_no_gradient(tiny_teacher, reference, batch)
         assert torch.allclose(before[name], value, atol=1e-8)
 
 
-def test_adversarial_term_is_minus_the_weighted_cross_entropy_with_a_gradient_to_the_views_alone(tiny_teacher, reference, batch):
+def test_adversarial_term_is_minus_the_weighted_cross_entropy_with_a_gradient_to_the_views_alone(
+    tiny_teacher, reference, batch
+):
     dda = method(tiny_teacher, reference)
     images, labels = batch
     images.requires_grad_()

@@ -19,7 +19,16 @@ from dfkd.models import build_model
 from dfkd.models.weights import load_model, read_card, save_weights
 
 STUDENT = DistillSettings(
-    precision="reference", epochs=4, kd_steps=25, batch_size=24, synthesis_batch_size=24, g_steps=20, lr_g=1e-2, latent_size=16, width=8, lr=0.05
+    precision="reference",
+    epochs=4,
+    kd_steps=25,
+    batch_size=24,
+    synthesis_batch_size=24,
+    g_steps=20,
+    lr_g=1e-2,
+    latent_size=16,
+    width=8,
+    lr=0.05,
 )
 
 
@@ -146,4 +155,9 @@ def test_import_measures_an_outside_checkpoint(tiny_teacher, tiny_data, referenc
     imported = teacher_stage.import_teacher(tmp_path / "zoo.pth", "wrn101", tiny_data.info, output, tiny_data.test, reference)
     assert imported.metrics["acc1"] == card.metrics["acc1"]
     assert imported.sha256 == card.sha256  # same tensors, same bytes
-    assert {path.name for path in output.parent.iterdir()} >= {"weights.safetensors", "weights.json", "history.csv", "cost.json"}
+    assert {path.name for path in output.parent.iterdir()} >= {
+        "weights.safetensors",
+        "weights.json",
+        "history.csv",
+        "cost.json",
+    }

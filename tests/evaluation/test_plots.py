@@ -4,11 +4,9 @@ import time
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import one_hot
 
 from dfkd.errors import UserError
 from dfkd.evaluation.plots import plot_confusion, plot_history, read_history
-from dfkd.evaluation.predict import write_predictions
 
 HEADER = "epoch,lr,loss,kd,ce,feature,head,g_loss,g_bn,g_oh,g_csd,acc1,agree1,images"
 
@@ -23,13 +21,23 @@ def write_history(path, epochs=5):
 
 def write_random(path, classes):
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(10 * classes) % classes
-    logits = {
-        role: 4 * one_hot(labels, classes) + torch.randn(len(labels), classes, generator=generator)
-        for role in ("teacher", "student")
+    matrices = [
+        (9 * torch.eye(classes) + torch.rand(classes, classes, generator=generator)).round().int().tolist() for _ in range(2)
+    ]
+    measured = {"epoch": 3, "acc1": 91.0, "acc5": 99.0, "agree1": 92.0, "lp": 0.7, "one_minus_js_distance": 0.8, "nll": 0.3}
+    measured |= {"ece": 0.02, "per_class": [90.0] * classes, "confusion": matrices[1]}
+    content = {
+        "dataset": "toy",
+        "method": "dda",
+        "seed": 0,
+        "classes": [str(number) for number in range(classes)],
+        "images": 10 * classes,
+        "teacher": {"name": "wrn162", "params": 1, "sha256": "0" * 64, "acc1": 95.0, "confusion": matrices[0]},
+        "student": {"name": "wrn161", "params": 1, "sha256": "1" * 64},
+        "last": measured,
+        "best": None,
     }
-    names = json.dumps([str(number) for number in range(classes)])
-    write_predictions(path, logits, labels, {"classes": names, "teacher": "wrn162", "student": "wrn161"})
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -58,12 +66,12 @@ def test_a_panel_for_each_group_that_is_there(tmp_path):
 def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):
     history = tmp_path / "history.csv"
     history.write_text("epoch,acc1\n1,50\n2,60\n")
-    predictions = write_random(tmp_path / "predictions.h5", 2)
+    metrics = write_random(tmp_path / "metrics.json", 2)
     plot_history(history, tmp_path / "a.png")
-    plot_confusion(predictions, tmp_path / "b.png")
+    plot_confusion(metrics, tmp_path / "b.png")
     monkeypatch.setattr(time, "time", lambda: 0.0)
     plot_history(history, tmp_path / "c.png")
-    plot_confusion(predictions, tmp_path / "d.png")
+    plot_confusion(metrics, tmp_path / "d.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "d.png").read_bytes()
     for name in "ab":
@@ -72,7 +80,7 @@ def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_confusion_of_few_and_many_classes(tmp_path, classes):
-    plot_confusion(write_random(tmp_path / "predictions.h5", classes), tmp_path / "confusion.png")
+    plot_confusion(write_random(tmp_path / "metrics.json", classes), tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").size[0] > Image.open(tmp_path / "confusion.png").size[1]
     assert ink(tmp_path / "confusion.png") > 0.02
 

@@ -11,7 +11,16 @@ from dfkd.synthesis.priors import BatchStatistics
 
 def inversion(weights, runtime, **changes):
     model, card = load_model(weights, runtime)
-    options = {"batch_size": 24, "steps": 30, "lr": 5e-3, "latent_size": 16, "generator": "small", "width": 8, "bn": 1.0, "oh": 1.0}
+    options = {
+        "batch_size": 24,
+        "steps": 30,
+        "lr": 5e-3,
+        "latent_size": 16,
+        "generator": "small",
+        "width": 8,
+        "bn": 1.0,
+        "oh": 1.0,
+    }
     return GeneratorInversion(model, card.dataset, runtime, **(options | changes))
 
 

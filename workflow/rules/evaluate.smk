@@ -34,7 +34,7 @@ rule evaluate:
 rule run_pictures:
     input:
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
-        predictions="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/predictions.h5",
+        metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
         curves=report(
@@ -91,7 +91,7 @@ rule run_pictures:
         "seed {wildcards.seed}"
     shell:
         "{{ dfkd plot curves {input.history:q} -o {output.curves:q}; "
-        "dfkd plot confusion {input.predictions:q} -o {output.confusion:q}; "
+        "dfkd plot confusion {input.metrics:q} -o {output.confusion:q}; "
         "dfkd bank grid {input.bank:q} -o {output.bank:q}; }} > {log:q} 2>&1"
 
 
