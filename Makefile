@@ -19,13 +19,14 @@ run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
 	$(BIN)/dfkd show $(TARGET)
 
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -33,8 +33,8 @@ def ours(teacher: torch.nn.Module, options: Options, runtime: Runtime) -> Varian
     """The package's step; the scores of the finished batch are outside of the marks."""
     frozen = runtime.place(copy.deepcopy(teacher).requires_grad_(False))
     inversion = GeneratorInversion(
-        frozen, INFO, runtime, batch_size=options.batch, steps=1, lr=1e-3, latent_size=LATENT_SIZE, generator="small", bn=1.0,
-        oh=1.0,
+        frozen, INFO, runtime, batch_size=options.batch, steps=1, lr=1e-3, latent_size=LATENT_SIZE, generator="small", width=64,
+        bn=1.0, oh=1.0,
     )  # fmt: skip
 
     def run(steps: int, clock: Clock) -> None:

@@ -54,7 +54,7 @@ def show(path: str | Path, console: Console | None = None) -> None:
     if pictures:
         console.print("\nPictures", style="bold")
         for picture in pictures:
-            console.print(Text(f"  {picture}", overflow="fold"))
+            console.print(Text(f"  {picture}"), soft_wrap=True)  # a path is copied whole
 
 
 def metrics_table(result: ResultFile) -> Table:

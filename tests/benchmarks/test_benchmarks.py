@@ -49,7 +49,7 @@ def test_reference_synthesis_has_the_losses_of_the_package():
     teacher = network("wrn161", 0)
     runtime = Runtime.create("reference", "cpu")
     inversion = GeneratorInversion(
-        teacher, INFO, runtime, batch_size=8, steps=1, lr=1e-3, latent_size=256, generator="small", bn=1.0, oh=1.0
+        teacher, INFO, runtime, batch_size=8, steps=1, lr=1e-3, latent_size=256, generator="small", width=64, bn=1.0, oh=1.0
     )
     original = reference.OriginalNetwork(teacher, CPU)
     generator = torch.Generator().manual_seed(0)

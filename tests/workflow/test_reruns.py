@@ -27,7 +27,7 @@ def test_a_second_invocation_runs_nothing(finished):
 
 
 CHANGES = {
-    "datasets={digits: {crop_padding: 2}}": {"prepare": 1, "teacher": 1, **BELOW_TEACHER},
+    "datasets={digits: {crop_padding: 3}}": {"prepare": 1, "teacher": 1, **BELOW_TEACHER},
     "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, **BELOW_TEACHER},
     "init_bank={overrides: {digits_wrn162: {steps: 2100}}}": BELOW_TEACHER,
     "augment={overrides: {digits: {threshold: 0.123}}}": BELOW_BANK,
