@@ -51,7 +51,7 @@ class Cost:
     """What a stage took, over all its attempts. Kept apart from artefacts whose bytes must not depend on time."""
 
     seconds: float = 0.0
-    images: int = 0  # synthesised images that were kept
+    images: int = 0  # images synthesised
     teacher_queries: int = 0  # images that the teacher classified
     optimiser_steps: int = 0
     peak_memory: int = 0  # bytes

@@ -1,7 +1,8 @@
 """Generator inversion: a generator and its latent are trained for one batch, against the teacher alone.
 
-The synthesis step of CMI (Fang et al., IJCAI 2021, eq. 7) as CSD (Luo et al. 2024) and DDA (MM 2024) use it: the generator is
-re-initialised for every batch, the latent is optimised with it, and the images of the lowest loss are kept.
+The synthesis step of CMI (Fang et al., IJCAI 2021, eq. 7) as CSD (Luo et al., arXiv 2307.04542) and DDA (ACM MM 2024) use
+it: the generator is re-initialised for every batch, the latent is optimised with it, and the images of the lowest loss are
+kept.
 """
 
 from __future__ import annotations
