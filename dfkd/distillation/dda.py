@@ -1,7 +1,7 @@
 """DDA, main stage: Diverse Diffusion Augmentation for data-free distillation (Li et al., ACM MM 2024, arXiv 2410.17606).
 
-Its published code is CSD (Customizing Synthetic Data, Luo et al., arXiv 2307.04542) with twice the epochs and twice the synthesis
-batch, and so is this file; the diffusion is a stage of its own (`dfkd.diffusion`). In every epoch
+Its published code is CSD (Customizing Synthetic Data, Luo et al., arXiv 2307.04542) with twice the epochs and twice the
+synthesis batch, and so is this file; the diffusion is a stage of its own (`dfkd.diffusion`). In every epoch
 
     synthesis   min over G, z:  R_bn + CE(T(v), y) - csd CE(h(f_S(rot_k v)), 4y + k)
     student     min over S, a:  KL_20(S || T) + CE(S(x), y) + 30 MSE(a(F_S), F_T)

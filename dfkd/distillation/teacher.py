@@ -41,8 +41,8 @@ def train_teacher(
 ) -> WeightsCard:
     """Train `architecture` on the training split of `data`; the last epoch's weights go to `output` (safetensors).
 
-    The recipe of the field's public code by default: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the card (JSON),
-    history.csv, cost.json. Resumes from `checkpoints`.
+    The recipe of the field's public code by default: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the
+    card (JSON), history.csv, cost.json. Resumes from `checkpoints`.
 
     Raises:
         UserError: no training split, or the model cannot take the data set's images.
