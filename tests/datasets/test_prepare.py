@@ -43,7 +43,7 @@ def test_digits_of_the_shipped_config(tmp_path):
     unit = train.double() / 255
     assert info.mean == pytest.approx([unit.mean().item()], rel=1e-12)
     assert info.std == pytest.approx([unit.std(correction=0).item()], rel=1e-12)
-    assert (info.name, info.image_size, info.channels, info.crop_padding, info.flip) == ("digits", 16, 1, 1, False)
+    assert (info.name, info.image_size, info.channels, info.crop_padding, info.flip) == ("digits", 16, 1, 2, False)
     assert read_provenance(output)["split"] == {"test_fraction": 0.25, "seed": 0}
     assert split_names(test_output) == ["test"]
     assert read_info(test_output) == info

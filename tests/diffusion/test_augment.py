@@ -146,6 +146,7 @@ def test_report_lineage_and_cost(inputs, whole):
     assert extra["generator"]["train_steps"] == 3
     assert [entry["stage"] for entry in meta.lineage] == ["teacher", "init-bank"]
     written = json.loads((folder / "variations.cost.json").read_text())
+    assert written.pop("hardware")["device"] == "cpu"
     assert written == cost.as_dict()
     assert (cost.images, cost.teacher_queries, cost.optimiser_steps) == (2 * COUNT, 3 * COUNT, 3)
     assert cost.seconds > 0
