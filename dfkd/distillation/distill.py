@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dfkd.bank.format import FORMAT_VERSION, BankMeta
+from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, file_sha256, write_json
@@ -27,7 +27,6 @@ from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
-from dfkd.synthesis.init_bank import BLOCK
 
 METHODS = {"dda": DDA}
 
@@ -105,7 +104,7 @@ def distill(
         checkpoint.save({**state, "sums": sums.cpu(), "made": made_terms, "best": best})
 
     meta = _bank_meta(card, readers, settings, seed, method, architecture)
-    records = -(-settings.synthesis_batch_size // BLOCK)
+    records = -(-settings.synthesis_batch_size // BLOCK_IMAGES)
     total = settings.epochs * settings.kd_steps
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,

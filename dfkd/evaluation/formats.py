@@ -104,7 +104,7 @@ class Amounts(Part):
     """What work took."""
 
     seconds: float = Field(description="wall-clock seconds, attempts that were interrupted included")
-    images: int | float = Field(description="images synthesised and kept")
+    images: int | float = Field(description="images synthesised")
     teacher_queries: int | float = Field(description="images that the teacher classified")
     optimiser_steps: int | float
     peak_memory: int | float = Field(description="bytes: resident on the CPU, allocated on a GPU; the largest of the jobs")

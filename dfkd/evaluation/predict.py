@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.checkpoint import atomic_path
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
+from dfkd.hdf5 import atomic_hdf5
 from dfkd.runtime import Runtime, Steps
 
 FORMAT = "dfkd predictions 1"
@@ -62,15 +62,7 @@ def write_predictions(path: str | Path, logits: Mapping[str, Tensor], labels: Te
     """Write `{name}_logits` float32 [N,K] for each network and `labels` int64 [N]. Equal content gives equal bytes."""
     arrays = {f"{name}_logits": values.float().numpy() for name, values in logits.items()}
     arrays["labels"] = labels.to(torch.int64).numpy()
-    with atomic_path(path) as temporary:
-        try:
-            _write(temporary, arrays, attributes)
-        except RuntimeError as error:  # what h5py makes of a full disk when it closes a file
-            raise OSError(f"HDF5: {error}") from error
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
-    with h5py.File(path, "w", libver="earliest") as file:
+    with atomic_hdf5(path) as file:
         file.attrs["format"] = FORMAT
         for key, value in sorted(attributes.items()):
             file.attrs[key] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 Features = list[Tensor]
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """A network `extract → classify` whose intermediate features can be asked for.
 
     Attributes:
@@ -23,13 +24,13 @@ class Classifier(nn.Module):
     feature_dim: int
     stride: int
 
+    @abstractmethod
     def extract(self, x: Tensor) -> Features:
         """[B,C,H,W] → feature maps [B,C_i,H_i,W_i] and, last, the pooled feature [B,feature_dim]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, pooled: Tensor) -> Tensor:
         """Pooled feature [B,feature_dim] → logits [B,K]."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
         """Logits [B,K] of normalised images [B,C,H,W]; with `return_features`, (logits, [map1, …, mapN, pooled])."""

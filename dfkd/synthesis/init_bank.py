@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from dfkd.bank.format import FORMAT_VERSION, BankMeta
+from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, write_json
 from dfkd.config import STAGE_VERSIONS, InitBankSettings
@@ -19,7 +19,6 @@ from dfkd.runtime import Runtime, progress, seed_everything, stop_request
 from dfkd.synthesis.inversion import GeneratorInversion
 
 logger = logging.getLogger(__name__)
-BLOCK = 256  # images of one bank record, at most
 
 
 def shard_range(batches: int, index: int, count: int) -> range:
@@ -58,7 +57,7 @@ def init_bank(
     checkpoint = Checkpoint(checkpoints, identity)
     state = checkpoint.load() or {}
     cost = Cost(**state.get("cost", {}))
-    records = -(-settings.batch_size // BLOCK)
+    records = -(-settings.batch_size // BLOCK_IMAGES)
     meta = BankMeta(
         format_version=FORMAT_VERSION,
         kind="init",
