@@ -36,7 +36,7 @@ class WeightsCard(BaseModel):
 
     architecture: str
     dataset: DatasetInfo
-    role: Literal["teacher", "student", "diffusion"]
+    role: Literal["teacher", "student", "diffusion", "generator"]
     stage: str
     stage_version: int
     settings: dict[str, Any]

@@ -11,11 +11,12 @@ from pathlib import Path
 from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, write_json
-from dfkd.config import STAGE_VERSIONS, InitBankSettings
+from dfkd.config import STAGE_VERSIONS
 from dfkd.errors import UserError
 from dfkd.models.weights import load_model
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.settings import InitBankSettings
 from dfkd.synthesis.inversion import GeneratorInversion
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,9 @@ def init_bank(
                     seed_everything(settings.seed, "init-bank", batch)
                     made = inversion.synthesize(stop)
                     bank.append_images(made.images, made.labels, made.scores)
-                cost.images += len(made.images)
-                cost.optimiser_steps += settings.steps
-                cost.teacher_queries += len(made.images) * (settings.steps + 1)
+                cost.images += made.count
+                cost.optimiser_steps += made.optimiser_steps
+                cost.teacher_queries += made.teacher_queries
                 checkpoint.save({"cost": cost.as_dict()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
                 if stop:

@@ -7,32 +7,20 @@ kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
-from dfkd.errors import UserError
+from dfkd.datasets.views import normalise, random_views, to_bytes
 from dfkd.models.generators import GENERATORS, reset_n02
 from dfkd.runtime import Runtime, StopRequest
 from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
+from dfkd.synthesis.synthesizer import Best, Synthesis, teacher_scores
 
 # An additional term: (views [B,C,H,W] normalised, labels [B], teacher's logits [B,K]) -> scalar to be minimised.
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class Synthesis:
-    """A batch of synthesised images with what is known of them."""
-
-    images: torch.Tensor  # uint8 [B,C,H,W], on the CPU
-    labels: torch.Tensor  # int64 [B]
-    scores: dict[str, torch.Tensor]  # float32 [B] each
-    terms: dict[str, float]  # the loss of the kept iterate, term by term
 
 
 class GeneratorInversion:
@@ -102,9 +90,7 @@ class GeneratorInversion:
         self._reset()
         count = len(self.latent)
         labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
-        best_loss = torch.full((), torch.inf, device=self.runtime.device)
-        best_images: torch.Tensor | None = None
-        best_terms: torch.Tensor | None = None
+        best = Best()
         with self.statistics.recording():
             for _ in range(self.steps):
                 if stop:
@@ -118,28 +104,9 @@ class GeneratorInversion:
                 self.optimiser.zero_grad()
                 loss.backward()
                 self.optimiser.step()
-                # best so far is chosen on the device: no synchronisation in the loop
-                terms = torch.stack([loss.detach(), *(value.detach() for value in losses.values())])
-                better = loss.detach() < best_loss
-                best_loss = torch.where(better, loss.detach(), best_loss)
-                found = images.detach()
-                best_images = found if best_images is None else torch.where(better, found, best_images)
-                best_terms = terms if best_terms is None else torch.where(better, terms, best_terms)
-        assert best_images is not None
-        assert best_terms is not None
-        if not math.isfinite(best_loss.item()):
-            raise UserError(f"synthesis: the loss was not finite in any of {self.steps} steps; lower the generator's rate.")
-        kept = to_bytes(best_images)
-        names = ["loss", *losses]
-        found_terms = dict(zip(names, best_terms.tolist(), strict=True))
-        return Synthesis(kept.cpu().contiguous(), labels.cpu(), self._scores(kept, labels), found_terms)
-
-    @torch.no_grad()
-    def _scores(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the teacher says of the images as they are stored."""
-        with self.runtime.autocast():
-            logits = self.teacher(self.runtime.images(normalise(to_unit(images), self.info)))
-        log_p = logits.float().log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1)
-        own = log_p.gather(1, labels[:, None])[:, 0].exp()
-        return {"confidence": log_p.max(1).values.exp().cpu(), "label_probability": own.cpu(), "entropy": entropy.cpu()}
+                best.offer(loss, losses, images)
+        (images,), terms = best.take()
+        kept = to_bytes(images)
+        scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
+        queries = count * (self.steps + 1)
+        return Synthesis(terms, kept.cpu().contiguous(), labels.cpu(), scores, count, self.steps, queries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -108,3 +109,53 @@ def rotation_labels(labels: torch.Tensor) -> torch.Tensor:
 def random_labels(count: int, classes: int) -> torch.Tensor:
     """Uniform random labels [count], sorted, from torch's global generator."""
     return torch.randint(classes, (count,)).sort().values
+
+
+def activation(features: torch.Tensor) -> torch.Tensor:
+    """L_act = - mean |f| of penultimate features [B,C] (DAFL, eq. 6; a mean over all entries, as the published code has it)."""
+    return -features.float().abs().mean()
+
+
+def class_balance(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """L_bal = SUM_k p_k log p_k, p the mean softmax of logits [B,K]: minus its entropy (DAFL, eq. 7).
+
+    Computed from log-softmaxes, so that a class whose probability underflows gives 0 and not NaN.
+    """
+    log_p = torch.logsumexp((logits.float() / temperature).log_softmax(1), dim=0) - math.log(len(logits))
+    return (log_p.exp() * log_p).sum()
+
+
+def decision_adversarial(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """L_adv = - mean_i [argmax s_i = argmax t_i] KL_1(t_i || s_i): only where both agree is the student pushed (CMI, Fast, NAYER).
+
+    Logits [B,K]; neither is detached; the mean is over all B.
+    """
+    agree = student.argmax(1) == teacher.argmax(1)
+    return -(pointwise_kl(student, teacher) * agree).mean()
+
+
+def pointwise_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """tau^2 KL(softmax(t / tau) || softmax(s / tau)) of each image, [B]. Logits [B,K]; neither is detached."""
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def js_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 3.0) -> torch.Tensor:
+    """The JS form of ADI's public code: (KL(M || P) + KL(M || Q)) / 2 of softmaxes at `temperature`, batch mean. Logits [B,K].
+
+    Arguments reversed against the textbook's, P, Q and their mean M clamped to [0.01, 0.99] after M is formed, no tau^2.
+    """
+    p, q = F.softmax(student.float() / temperature, dim=1), F.softmax(teacher.float() / temperature, dim=1)
+    middle = (p + q) / 2
+    p, q, middle = (value.clamp(0.01, 0.99) for value in (p, q, middle))
+    return 0.5 * sum((F.kl_div(value.log(), middle, reduction="batchmean") for value in (p, q)), torch.zeros((), device=p.device))
+
+
+def total_variation(images: torch.Tensor) -> torch.Tensor:
+    """Mean |difference| to the right, lower and both lower diagonal neighbours, summed; [B,C,H,W] (DeepInversion's code, L1)."""
+    right = (images[..., :, 1:] - images[..., :, :-1]).abs().mean()
+    down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
+    falling = (images[..., 1:, 1:] - images[..., :-1, :-1]).abs().mean()
+    rising = (images[..., 1:, :-1] - images[..., :-1, 1:]).abs().mean()
+    return right + down + falling + rising
