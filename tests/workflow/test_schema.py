@@ -6,8 +6,9 @@ import jsonschema
 import pytest
 import yaml
 
-from dfkd.config import STAGES, Config, DatasetSettings, Settings, load_config
+from dfkd.config import STAGES, Config, load_config
 from dfkd.schema import render
+from dfkd.settings import DatasetSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads(render())
