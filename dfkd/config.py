@@ -46,7 +46,7 @@ TEACHER_STAGES = ("teacher", "init-bank", "augment")  # no student in their jobs
 class Section(Settings):
     """A stage's settings in the config: `defaults`, and `overrides` by data set, teacher target or pair."""
 
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field({})
     overrides: dict[str, dict[str, Any]] = Field(
         {}, description="keyed by `dataset`, `dataset_teacher` or `dataset_teacher_student`; the more specific wins"
     )
@@ -64,8 +64,8 @@ class Config(Settings):
     imported: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+_[a-z0-9]+$")], str] = Field(
         {}, description="`dataset_model: FILE.pth`: a checkpoint of your own that is imported instead of trained"
     )
-    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = {}
-    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = {}
+    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = Field({})
+    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = Field({})
 
     @model_validator(mode="after")
     def _unique_seeds(self) -> Config:

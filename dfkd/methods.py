@@ -46,14 +46,19 @@ class SynthesisSettings(MethodSettings):
     width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
 
 
-class GenerativeSettings(SynthesisSettings):
+class SampledSettings(MethodSettings):
+    """Methods whose images are made afresh for every student step; some go into the run's bank, to be looked at."""
+
+    sample_every: Count = Field(10, description="epochs between two samples of such images that go into the run's bank")
+    sample_images: Count = Field(256, description="images of such a sample")
+
+
+class GenerativeSettings(SynthesisSettings, SampledSettings):
     """Methods whose generator lives for the whole run and whose images are made afresh for every student step."""
 
     temperature: Rate = 1.0
     rounds: Count = 80
     kd_steps: Count = 5
-    sample_every: Count = Field(10, description="epochs between two samples of the generator that go into the run's bank")
-    sample_images: Count = Field(256, description="images of such a sample")
 
 
 class DAFLSettings(GenerativeSettings):
@@ -105,7 +110,7 @@ class DeepInversionSettings(MethodSettings):
     oh: Weight = 1.0
     tv: Weight = Field(1e-3, description="weight of the total variation")
     jitter: int = Field(4, ge=0, description="pixels of the circular shift, one for the whole batch")
-    keep: Literal["last", "best"] = Field("last", description="which iterate is kept; the published code meant `best`, kept `last`")
+    keep: Literal["last", "best"] = Field("last", description="kept iterate; the published code means `best`, keeps `last`")
 
 
 class InversionSettings(SynthesisSettings):
@@ -131,6 +136,13 @@ class CSDSettings(InversionSettings):
     csd: Weight = Field(10.0, description="weight of − CE of the joint class × rotation head")
 
 
+InstanceFeatures = Literal["auto", "bn", "layers"]
+INSTANCE_FEATURES = (
+    "what the contrastive term compares: means of the BN inputs, or of the inputs of a ResNet's layer1 to layer4 (without "
+    "layer4's output); auto: layers for ResNets that have the four (published for resnet34), bn for all others"
+)
+
+
 class ContrastiveSettings(InversionSettings):
     """The contrastive term of CMI, which DDA's paper uses too."""
 
@@ -138,6 +150,7 @@ class ContrastiveSettings(InversionSettings):
     cr_temperature: Rate = 0.1
     bank_size: Count = Field(40960, description="rows of the feature bank, a multiple of synthesis_batch_size")
     bank_sample: Count = Field(4096, description="rows drawn from it for a synthesis")
+    instance_features: InstanceFeatures = Field("auto", description=INSTANCE_FEATURES)
 
 
 class CMISettings(ContrastiveSettings):
@@ -156,6 +169,7 @@ class DDASettings(CSDSettings):
     cr_temperature: Rate = 0.1
     bank_size: Count = Field(40000, description="rows of the feature bank, a multiple of synthesis_batch_size")
     bank_sample: Count = Field(4096, description="rows drawn from it for a synthesis")
+    instance_features: InstanceFeatures = Field("auto", description=INSTANCE_FEATURES)
 
 
 class FastSettings(SynthesisSettings):
@@ -173,7 +187,7 @@ class FastSettings(SynthesisSettings):
     bn: Weight = 10.0
     oh: Weight = 0.4
     bn_momentum: float = Field(0.9, ge=0, lt=1, description="share of the running statistics in the BN term; 0 switches it off")
-    meta: Literal["fomaml", "reptile"] = Field("fomaml", description="FastMeta: how the shared generator learns from the inner path")
+    meta: Literal["fomaml", "reptile"] = Field("fomaml", description="FastMeta: how the shared generator follows the inner one")
     reset_after: int = Field(120, ge=0, description="syntheses after the warm-up until the first layer is drawn anew; 0: never")
 
 
@@ -233,6 +247,7 @@ class NAYERSettings(SynthesisSettings):
     min_lr: Weight = 2e-4
     synthesis_batch_size: Count = 400
     g_steps: Count = 30
+    latent_size: Count = Field(1000, description="outputs of a noisy layer")
     generator: Literal["small", "large"] = "small"
     lr_g: Rate = 4e-3
     adv: Weight = 1.33
@@ -245,10 +260,17 @@ class NAYERSettings(SynthesisSettings):
     prompt: str = Field("a image of {}", description="the text of a class, as the published code has it")
 
 
-class ControlSettings(MethodSettings):
-    """The controls: plain distillation, on noise or on the real training images."""
+class FixedSettings(MethodSettings):
+    """Plain distillation on images that are there: CMI's non-adversarial variant (50,000 images an epoch) and the controls."""
 
+    kd_steps: Count = 390
     batch_size: Count = 128
+    schedule: Literal["cosine", "multistep"] = "multistep"
+    milestones: list[int] = Field([120, 150, 180])
+
+
+class NoiseSettings(FixedSettings, SampledSettings):
+    """The control `noise`: plain distillation on uniform noise."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +290,7 @@ METHODS: dict[str, Method] = {
     "csd": Method(CSDSettings, "dfkd.synthesis.csd:CSD", "dfkd.distillation.csd:CSDObjective", ("init",)),
     "cmi": Method(CMISettings, "dfkd.synthesis.cmi:CMI"),
     "cmi-adversarial": Method(CMISettings, "dfkd.synthesis.cmi:CMI", banks=("init",)),
+    "cmi-nonadversarial": Method(FixedSettings, "dfkd.synthesis.fixed:Fixed", banks=("init",)),
     "deepinv": Method(DeepInversionSettings, "dfkd.synthesis.deepinv:DeepInversion"),
     "dafl": Method(DAFLSettings, "dfkd.synthesis.dafl:DAFL", generator=True),
     "zskt": Method(ZSKTSettings, "dfkd.synthesis.zskt:ZSKT", generator=True),
@@ -276,10 +299,12 @@ METHODS: dict[str, Method] = {
     "fast": Method(FastSettings, "dfkd.synthesis.fast:Fast", generator=True),
     "fastmeta": Method(FastSettings, "dfkd.synthesis.fast:FastMeta", generator=True),
     "cudfkd": Method(CuDFKDSettings, "dfkd.synthesis.cudfkd:CuDFKD", "dfkd.distillation.self_paced:SelfPaced", generator=True),
-    "adadfkd": Method(AdaDFKDSettings, "dfkd.synthesis.adadfkd:AdaDFKD", "dfkd.distillation.self_paced:Relational", generator=True),
+    "adadfkd": Method(
+        AdaDFKDSettings, "dfkd.synthesis.adadfkd:AdaDFKD", "dfkd.distillation.self_paced:Relational", generator=True
+    ),
     "nayer": Method(NAYERSettings, "dfkd.synthesis.nayer:NAYER"),
-    "noise": Method(ControlSettings, "dfkd.synthesis.controls:Noise"),
-    "real": Method(ControlSettings, "dfkd.synthesis.controls:Real", real=True),
+    "noise": Method(NoiseSettings, "dfkd.synthesis.controls:Noise"),
+    "real": Method(FixedSettings, "dfkd.synthesis.controls:Real", real=True),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}

@@ -28,7 +28,7 @@ from dfkd.distillation.teacher import accuracy
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.history import History
-from dfkd.methods import METHODS, GenerativeSettings, MethodSettings, load
+from dfkd.methods import METHODS, MethodSettings, SampledSettings, load
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.provenance import Cost, revision, versions
@@ -42,12 +42,17 @@ def build_method(
     """The two halves of a method.
 
     Raises:
-        UserError: the teacher or the student lacks what the method needs.
+        UserError: the teacher or the student lacks what the method needs, or the halves do not fit.
     """
-    method = METHODS[name]
-    objective: Objective = load(method.objective)(teacher, student, card.dataset, settings, runtime)
-    synthesizer: Synthesizer = load(method.synthesizer)(teacher, student, card.dataset, settings, runtime, objective)
-    return synthesizer, objective
+    makes: type[Synthesizer] = load(METHODS[name].synthesizer)
+    imitates: type[Objective] = load(METHODS[name].objective)
+    if imitates.needs_labels and not makes.keeps_images:
+        raise UserError(
+            f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
+            "give the method another objective."
+        )
+    objective = imitates(teacher, student, card.dataset, settings, runtime)
+    return makes(teacher, student, card.dataset, settings, runtime, objective), objective
 
 
 class Run:
@@ -90,23 +95,26 @@ class Run:
         """One student step, on a batch of the store or on fresh images."""
         size = self.settings.batch_size
         if self.synthesizer.keeps_images:
+            if not self.store.count:
+                raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
             self._order = self._order or ShuffledPasses(
                 self.store.count, size, self.seed, "distill order", turn.epoch, turn.round
             )
             index = self._order.batch(turn.step).to(self.runtime.device)
-            images, labels = to_unit(random_views(self.store.images[index], self.info)), self.store.labels[index]
+            images = normalise(to_unit(random_views(self.store.images[index], self.info)), self.info)
+            labels = self.store.labels[index]
         else:
-            images, labels = self.synthesizer.sample(size), torch.empty(0, dtype=torch.int64)
+            images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
             self.cost.images += size
-        self.sums += self.objective.step(self.runtime.images(normalise(images, self.info)), labels)
+        self.sums += self.objective.step(self.runtime.images(images), labels)
         self.steps += 1
         self.cost.optimiser_steps += self.objective.optimiser_steps
         self.cost.teacher_queries += size
 
     def keep_sample(self, epoch: int) -> None:
-        """Every `sample_every` epochs, some of what the generator makes go into the bank, to be looked at."""
+        """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""
         own = self.settings
-        if self.synthesizer.keeps_images or not isinstance(own, GenerativeSettings):
+        if self.synthesizer.keeps_images or not isinstance(own, SampledSettings):
             return
         if (epoch + 1) % own.sample_every and epoch + 1 < own.epochs:
             return
@@ -210,7 +218,7 @@ def distill(
     first, rows = 0, []
     state = checkpoint.load()
 
-    meta = _bank_meta(card, readers, settings, seed, method, architecture)
+    meta = _bank_meta(card, readers, settings, seed, method, architecture, synthesizer.notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
@@ -246,7 +254,8 @@ def distill(
                 if row["acc1"] > best["acc1"]:
                     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
                     best = {"acc1": row["acc1"], "epoch": turn.epoch + 1, "model": weights}
-                note = f"epoch {turn.epoch + 1}  loss {row.get('loss', 0):.3f}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
+                note = f"epoch {turn.epoch + 1}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
+                note += f"  loss {row['loss']:.3f}" if "loss" in row else ""
             if turn.last or stop:
                 checkpoint.save({"turn": number + 1, "run": run.state(), "rows": history.rows, "best": best})
             bar.advance(note=note)
@@ -270,10 +279,13 @@ def distill(
         versions=versions(),
         revision=revision(),
         lineage=lineage,
+        notes=synthesizer.notes,
     )
     saved = save_weights(output, student, student_card)
     if synthesizer.generator is not None:
-        generator_card = student_card.model_copy(update={"architecture": f"{method} generator", "role": "generator", "metrics": {}})
+        generator_card = student_card.model_copy(
+            update={"architecture": f"{method} generator", "role": "generator", "metrics": {}}
+        )
         save_weights(output.parent / "generator.safetensors", synthesizer.generator, generator_card)
     student.load_state_dict(best["model"])
     measured = {"acc1": best["acc1"], "epoch": float(best["epoch"])}
@@ -285,7 +297,7 @@ def distill(
 def _capacity(readers: Iterable[BankReader], data: Path | None, settings: MethodSettings) -> int:
     """Room for everything that the student sees: the banks, the real images of the control, and all that the run will make."""
     own = count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-    kept = 0 if isinstance(settings, GenerativeSettings) else own
+    kept = 0 if isinstance(settings, SampledSettings) else own
     return sum(len(reader) for reader in readers) + kept + (len(read_split(data, "train")[0]) if data else 0)
 
 
@@ -296,6 +308,7 @@ def _bank_meta(
     seed: int,
     method: str,
     architecture: str,
+    notes: Mapping[str, str],
 ) -> BankMeta:
     lineage: list[dict[str, Any]] = [{"stage": "teacher", "architecture": card.architecture, "sha256": card.sha256}]
     lineage += [{"stage": bank.meta.stage, "bank": path.stem, "images": len(bank)} for path, bank in readers.items()]
@@ -309,5 +322,5 @@ def _bank_meta(
         settings=settings.model_dump(),
         seed=seed,
         lineage=lineage,
-        extra={"method": method, "student": architecture},
+        extra={"method": method, "student": architecture, **notes},
     )
