@@ -126,14 +126,16 @@ def test_another_seed_is_another_student(tiny_teacher, tiny_bank, tiny_data, ref
 
 
 def test_refusals(tiny_teacher, tiny_bank, tiny_data, reference, tmp_path):
-    def run(bank=tiny_bank, test=tiny_data.test, method="dda", weights=tiny_teacher):
+    def run(bank=tiny_bank, test=tiny_data.test, method="dda", weights=tiny_teacher, data=None):
         output = tmp_path / "run" / "student.safetensors"
         with pytest.raises(UserError) as caught:
-            student_stage.distill(weights, [bank], "wrn101", test, STUDENT, 0, output, tmp_path / "c", reference, method)
+            student_stage.distill(weights, [bank], "wrn101", test, STUDENT, 0, output, tmp_path / "c", reference, method, data)
         assert not output.exists()
         return str(caught.value)
 
-    assert "the nearest known: dda" in run(method="dad")
+    assert "unknown method 'dad'; the nearest known: " in run(method="dad")
+    assert "--data (real images) is for the control 'real'" in run(data=tiny_data.data)
+    assert "--data (real images) is for the control 'real'" in run(method="real")
     other_info = DatasetInfo(**{**tiny_data.info.model_dump(), "classes": ["a", "b", "c"]})
     images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     write_prepared(tmp_path / "o.test.h5", other_info, {"test": (images, torch.arange(3))}, {})
