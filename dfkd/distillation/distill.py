@@ -96,7 +96,9 @@ class Run:
         size = self.settings.batch_size
         if self.synthesizer.keeps_images:
             if not self.store.count:
-                raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
+                raise UserError(
+                    "there is no image to distil on: the method makes none; give a bank of the teacher with --bank."
+                )
             self._order = self._order or ShuffledPasses(
                 self.store.count, size, self.seed, "distill order", turn.epoch, turn.round
             )
@@ -213,6 +215,8 @@ def distill(
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
+    if banks and not synthesizer.keeps_images:
+        raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     teacher_answers = predict(teacher_model, test_images, info, runtime).argmax(1)
     best: dict[str, Any] = {"acc1": -1.0, "epoch": 0, "model": {}}
     first, rows = 0, []
