@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dfkd.settings import Count, Rate, StageSettings, Weight
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MethodSettings(StageSettings):
@@ -59,6 +61,14 @@ class GenerativeSettings(SynthesisSettings, SampledSettings):
     temperature: Rate = 1.0
     rounds: Count = 80
     kd_steps: Count = 5
+    betas: tuple[Share, Share] = Field((0.5, 0.999), description="of the generator's Adam")
+
+
+class StatisticsSettings(GenerativeSettings):
+    """Those among them whose images are also held to the teacher's BatchNorm statistics."""
+
+    oh: Weight = 1.0
+    bn: Weight = Field(1.0, description="weight of the BatchNorm statistics; 0 for a teacher without such layers")
 
 
 class DAFLSettings(GenerativeSettings):
@@ -81,22 +91,22 @@ class DFADSettings(GenerativeSettings):
 
     epochs: Count = 500
     rounds: Count = 50
+    betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Weight = 5e-4
-    schedule: Literal["cosine", "multistep"] = "multistep"
-    milestones: list[int] = Field([100, 200])
+    schedule: Literal["cosine", "multistep"] = Field("multistep", description="of the student's rate and the generator's")
+    milestones: list[int] = Field([99, 199], description="epochs after which both rates are multiplied by gamma")
     loss: Literal["kl", "l1", "mse"] = "l1"
+    generator: Literal["dfad"] = Field("dfad", description="DFAD's own, whose images are not in [0, 1]")  # type: ignore[assignment]
     log: bool = Field(False, description="generator minimises −log(1 + L1) instead of −L1 (the form for segmentation)")
 
 
-class DFQSettings(GenerativeSettings):
+class DFQSettings(StatisticsSettings):
     """DFQ in the simplified form of the published tables. `temperature` 1: their code ignored `--T 20`."""
 
     rounds: Count = 40
     kd_steps: Count = 10
     adv: Weight = 1.0
-    bn: Weight = 1.0
-    oh: Weight = 1.0
-    balance: Weight = 20.0
+    balance: Weight = Field(20.0, description="weight of the class balance")
 
 
 class DeepInversionSettings(MethodSettings):
@@ -191,7 +201,7 @@ class FastSettings(SynthesisSettings):
     reset_after: int = Field(120, ge=0, description="syntheses after the warm-up until the first layer is drawn anew; 0: never")
 
 
-class CuDFKDSettings(GenerativeSettings):
+class CuDFKDSettings(StatisticsSettings):
     """CuDFKD; the recipe of CIFAR-10, resnet34 → resnet18."""
 
     epochs: Count = 250
@@ -201,10 +211,9 @@ class CuDFKDSettings(GenerativeSettings):
     synthesis_batch_size: Count = 512
     temperature: Rate = 20.0
     loss: Literal["kl", "l1", "mse"] = "l1"
-    latent_size: Count = 512
-    oh: Weight = 1.0
-    bn: Weight = 1.0
-    act: Weight = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    latent_size: Count = Field(512, description="1024 in the published code for all data sets but CIFAR's")
+    act: Weight = Field(0.0, description="weight of the activation term")
     entropy: Weight = Field(20.0, description="weight of − H(mean teacher answer at `temperature`)")
     adv: Weight = Field(0.0, description="weight of the adversarial term before its ramp")
     adv_growth: Weight = Field(0.5, description="what an epoch of the ramp adds to it")
@@ -212,9 +221,17 @@ class CuDFKDSettings(GenerativeSettings):
     end: float = Field(0.75, ge=0, le=1, description="and after which it ends")
     adversarial: Literal["kl", "js"] = "kl"
     pace: float = Field(2.0, allow_inf_nan=False, description="λ_0 of the self-paced weight")
-    pace_growth: Weight = Field(1e-4, description="what a student step adds to λ")
+    pace_growth: Weight = Field(1e-4, description="what a student step adds to λ; 2e-5 in the published code but for CIFAR-10")
     curriculum: Literal["log", "hard", "soft", "none"] = Field("log", description="form of the self-paced weight")
     per_sample: bool = Field(False, description="weigh images one by one; the published code weighs the whole batch")
+
+    @model_validator(mode="after")
+    def _curriculum(self) -> CuDFKDSettings:
+        if self.end < self.begin:
+            raise ValueError(f"end {self.end:g} is before begin {self.begin:g}")
+        if self.curriculum in ("hard", "soft") and self.pace <= 0:
+            raise ValueError(f"pace {self.pace:g}: curriculum '{self.curriculum}' needs one above 0")
+        return self
 
 
 class AdaDFKDSettings(CuDFKDSettings):
@@ -231,7 +248,18 @@ class AdaDFKDSettings(CuDFKDSettings):
     student_contrast: Weight = Field(0.1, description="weight of the in-batch InfoNCE in the student step")
     queue: Count = Field(4608, description="student features kept as negatives, a multiple of synthesis_batch_size")
     window: float = Field(0.9, gt=0, le=1, description="share of the queue used as negatives, sliding from easy to hard")
-    contrast_temperature: Rate = 0.07
+    contrast_temperature: Rate = Field(0.07, description="of both contrasts")
+    projection: Literal["fresh", "fixed"] = Field(
+        "fresh", description="the linear map between features of different sizes: random at every use, or drawn once"
+    )
+
+    @model_validator(mode="after")
+    def _queue(self) -> AdaDFKDSettings:
+        batch = self.synthesis_batch_size
+        if self.queue % batch:
+            near = max(round(self.queue / batch), 1) * batch
+            raise ValueError(f"queue {self.queue} is not a multiple of synthesis_batch_size {batch}; {near} is")
+        return self
 
 
 class NAYERSettings(SynthesisSettings):

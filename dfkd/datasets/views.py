@@ -27,6 +27,13 @@ def normalise(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     return (images - mean) / std
 
 
+def denormalise(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+    """x std + mean per channel, clamped to [0, 1]: the image that normalised values [N,C,H,W] come nearest to."""
+    mean = torch.tensor(info.mean, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    std = torch.tensor(info.std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    return (images * std + mean).clamp(0, 1)
+
+
 class _CropFlip(torch.autograd.Function):
     """Per-sample shift with zero fill, then per-sample flip. The gradient is the inverse shift, again a gather."""
 

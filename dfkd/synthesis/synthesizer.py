@@ -69,6 +69,10 @@ class Synthesizer(ABC):
         """Fresh images [count,C,H,W] in [0, 1], without a graph."""
         raise NotImplementedError(f"{type(self).__name__} keeps its images in the bank")
 
+    def batch(self, count: int) -> torch.Tensor:
+        """A fresh batch of the student, [count,C,H,W]: `sample`, normalised."""
+        return normalise(self.sample(count), self.info)
+
     @property
     def generator(self) -> nn.Module | None:
         """The generator that lives for the whole run; None if there is none."""
