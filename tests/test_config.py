@@ -40,7 +40,7 @@ def test_ill_typed_values_are_named_with_what_was_given():
 
 def test_a_fault_in_any_override_shows_before_anything_runs():
     assert "unknown key 'epoch'" in refusal(check_config, {"teacher": {"overrides": {"digits": {"epoch": 3}}}}, "config")
-    assert "unknown method 'dad'; the nearest known: dda" in refusal(check_config, {"methods": {"dad": {}}}, "config")
+    assert "unknown method 'dad'; the nearest known: dfad, dda" in refusal(check_config, {"methods": {"dad": {}}}, "config")
 
 
 def test_the_more_specific_override_wins():

@@ -8,6 +8,7 @@ import torch
 
 from dfkd.bank.grid import contact_sheet
 from dfkd.bank.reader import BankReader
+from dfkd.bank.stats import summarise
 from dfkd.bank.verify import verify_bank
 from dfkd.checkpoint import read_json
 from dfkd.datasets.views import normalise, to_unit
@@ -128,13 +129,14 @@ def test_a_bank_that_would_not_be_read_is_refused(tiny_teacher, tiny_bank, tiny_
 
 
 @pytest.mark.parametrize("method", ["noise", "real"])
-def test_a_control_leaves_an_empty_bank_that_every_tool_takes(method, tiny_teacher, tiny_data, reference, tmp_path):
+def test_the_bank_of_a_control_is_taken_by_every_tool_empty_or_not(method, tiny_teacher, tiny_data, reference, tmp_path):
     settings = METHODS[method].settings(precision="reference", epochs=1, kd_steps=2, batch_size=12)
     data = tiny_data.data if method == "real" else None
     output = tmp_path / "student.safetensors"
     arguments = (tiny_data.test, settings, 0, output, tmp_path / "c", reference, method, data)
     distill(tiny_teacher, [], "wrn101", *arguments)
-    assert len(BankReader(tmp_path / "bank.lmdb")) == 0
+    assert len(BankReader(tmp_path / "bank.lmdb")) == getattr(settings, "sample_images", 0)
+    assert summarise(tmp_path / "bank.lmdb")["images"] == getattr(settings, "sample_images", 0)
     assert verify_bank(tmp_path / "bank.lmdb") == []
     contact_sheet(tmp_path / "bank.lmdb", tmp_path / "bank.png")
     assert (tmp_path / "bank.png").stat().st_size > 0

@@ -67,8 +67,8 @@ def test_cosine_begins_after_the_warm_up_and_ends_at_the_least_rate():
 
 def test_multistep():
     settings = DFADSettings()
-    assert settings.milestones == [100, 200]
-    rates = [rate_at(settings, epoch) for epoch in (0, 99, 100, 199, 200, 499)]
+    assert settings.milestones == [99, 199]  # its code steps the schedule before an epoch: the 100th is the first at 0.01
+    rates = [rate_at(settings, epoch) for epoch in (0, 98, 99, 198, 199, 499)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
     half = settings.model_copy(update={"milestones": [2, 2, 5], "gamma": 0.5, "lr": 1.0})
     assert [rate_at(half, epoch) for epoch in (1, 2, 4, 5)] == [1.0, 0.25, 0.25, 0.125]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dfkd.config import STAGES, Config, load_config
+from dfkd.methods import METHODS
 from dfkd.schema import render
 from dfkd.settings import DatasetSettings, Settings
 
@@ -40,6 +41,8 @@ def test_the_shipped_config_fits_both():
         {"teacher": {"overrides": {"digits": {"epochs": 0}}}},
         {"augment": {"defaults": {"bank_diffusion": {"strength": 2}}}},
         {"methods": {"dda": {"overrides": {"digits": {"kd_step": 3}}}}},
+        {"methods": {"dafl": {"defaults": {"kd": 3}}}},
+        {"methods": {"dad": {}}},
         {"datasets": {"toy": {"source": "folder:x", "chanels": 1}}},
         {"imported": {"cifar10": "x.pth"}},
     ],
@@ -59,7 +62,7 @@ def settings_in(model):
 def test_the_readme_explains_every_key():
     text = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE))
-    models = [Config, DatasetSettings, *STAGES.values()]
+    models = [Config, DatasetSettings, *STAGES.values(), *(method.settings for method in METHODS.values())]
     models += [inner for model in STAGES.values() for inner in settings_in(model)]
     known = {name for model in models for name in model.model_fields}
     assert known - explained == set()
