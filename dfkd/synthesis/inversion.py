@@ -8,6 +8,7 @@ kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -16,8 +17,9 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, to_bytes
 from dfkd.models.generators import GENERATORS, reset_n02
 from dfkd.runtime import Runtime, StopRequest
+from dfkd.synthesis.contrastive import Contrast
 from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
-from dfkd.synthesis.synthesizer import Best, Synthesis, teacher_scores
+from dfkd.synthesis.synthesizer import Best, Synthesis, clear_moments, teacher_scores
 
 # An additional term: (views [B,C,H,W] normalised, labels [B], teacher's logits [B,K]) -> scalar to be minimised.
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,7 +29,7 @@ class GeneratorInversion:
     """Inverts one batch per call. The generator, the latent and their Adam are re-initialised in place.
 
     Minimises `bn` R_bn + `oh` CE(T(v), y) + term(v, y, T(v)) over the generator's weights and z, where v is the normalised
-    random view (crop, flip) of x = G(z).
+    random view (crop, flip) of x = G(z). With a `contrast`, + its loss, which compares v with a second view of x.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class GeneratorInversion:
         oh: float,  # weight of the one-hot term
         term: Term | None = None,
         term_name: str = "term",
+        contrast: Contrast | None = None,
     ) -> None:
         self.teacher, self.info, self.runtime = teacher, info, runtime
         self.steps, self.bn, self.oh, self.term, self.term_name = steps, bn, oh, term, term_name
+        self.contrast = contrast
         self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size, width)).train()
         self.latent = torch.zeros(batch_size, latent_size, device=runtime.device, requires_grad=True)
         parameters = [*self.generator.parameters(), self.latent]
@@ -67,9 +71,7 @@ class GeneratorInversion:
                 layer.reset_running_stats()
         with torch.no_grad():
             self.latent.copy_(torch.randn(self.latent.shape))
-        for state in self.optimiser.state.values():
-            for value in state.values():
-                value.zero_()
+        clear_moments(self.optimiser)
 
     def _losses(self, views: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The unweighted terms of a batch of normalised views."""
@@ -90,8 +92,8 @@ class GeneratorInversion:
         self._reset()
         count = len(self.latent)
         labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
-        best = Best()
-        with self.statistics.recording():
+        best, contrast = Best(), self.contrast
+        with self.statistics.recording(), contrast.synthesis() if contrast else nullcontext():
             for _ in range(self.steps):
                 if stop:
                     stop.stop()
@@ -101,12 +103,21 @@ class GeneratorInversion:
                 views = normalise(random_views(images, self.info), self.info)
                 losses = self._teacher_losses(views, labels)
                 loss = self.bn * losses["bn"] + self.oh * losses["oh"] + losses.get(self.term_name, 0.0)
+                rows: list[torch.Tensor] = []
+                if contrast:
+                    with self.statistics.paused():
+                        losses["cr"], *rows = contrast.loss(images)
+                    loss = loss + contrast.weight * losses["cr"]
                 self.optimiser.zero_grad()
                 loss.backward()
                 self.optimiser.step()
-                best.offer(loss, losses, images)
-        (images,), terms = best.take()
+                if contrast:
+                    contrast.step()
+                best.offer(loss, losses, images, *rows)
+        (images, *rows), terms = best.take()
+        if contrast:
+            contrast.bank.append(*rows)
         kept = to_bytes(images)
         scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
-        queries = count * (self.steps + 1)
+        queries = count * (self.steps * (2 if contrast else 1) + 1)
         return Synthesis(terms, kept.cpu().contiguous(), labels.cpu(), scores, count, self.steps, queries)

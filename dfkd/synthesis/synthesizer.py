@@ -78,9 +78,33 @@ class Synthesizer(ABC):
         """The generator that lives for the whole run; None if there is none."""
         return None
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a reader of the results has to know of this run besides its settings; goes into the cards and the bank."""
+        return {}
+
     def parts(self) -> dict[str, Any]:
         """All that a resumed run needs, as objects with `state_dict` and `load_state_dict`."""
         return {}
+
+
+class Memory(dict[str, Any]):
+    """Numbers and words that a resumed run needs; one of a synthesizer's `parts`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values."""
+        return dict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.update(state)
+
+
+def clear_moments(optimiser: torch.optim.Optimizer) -> None:
+    """Set an Adam's moments and step counts to zero, in their memory: as good as new."""
+    for state in optimiser.state.values():
+        for value in state.values():
+            value.zero_()
 
 
 @torch.no_grad()
