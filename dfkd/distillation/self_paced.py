@@ -16,7 +16,7 @@ AdaDFKD compares features of different sizes by a linear map that its code draws
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ class Pace(nn.Module):
 class SelfPaced(Objective):
     """The imitation, weighed."""
 
-    terms = ("loss", "weight", "imitation")
+    terms: ClassVar[tuple[str, ...]] = ("loss", "weight", "imitation")
     settings: CuDFKDSettings
 
     def __init__(
@@ -138,7 +138,7 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> t
 class Relational(SelfPaced):
     """The imitation and the relations between the images of a batch, weighed together."""
 
-    terms = ("loss", "weight", "imitation", "contrast")
+    terms: ClassVar[tuple[str, ...]] = ("loss", "weight", "imitation", "contrast")
     settings: AdaDFKDSettings
 
     def __init__(
