@@ -71,10 +71,10 @@ def test_a_method_without_banks_does_not_depend_on_their_settings(finished):
     below = {"evaluate": 2, "run_pictures": 2, "result": 2}
     assert jobs == {"distill_generator": 1, "distill_real": 1, **below}
     changes = {
-        "init_bank={defaults: {steps: 2100}}": {},
-        "augment={defaults: {threshold: 0.123}}": {},
-        "methods={dda: {defaults: {epochs: 2100}}}": {},
-        "methods={dafl: {defaults: {epochs: 2100}}}": {"distill_generator": 1, **dict.fromkeys(below, 1)},
+        "init_bank={overrides: {digits: {steps: 2100}}}": {},
+        "augment={overrides: {digits: {threshold: 0.123}}}": {},
+        "methods={dda: {overrides: {digits: {epochs: 2100}}}}": {},
+        "methods={dafl: {overrides: {digits: {epochs: 2100}}}}": {"distill_generator": 1, **dict.fromkeys(below, 1)},
         "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, "distill_generator": 1, "distill_real": 1, **below},
     }
     answers = finished.batch([plan(*targets, config=[change]) for change in changes])
