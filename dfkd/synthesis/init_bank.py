@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from torch import nn
+
 from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, write_json
@@ -47,6 +49,8 @@ def init_bank(
     """
     model, card = load_model(teacher, runtime)
     info = card.dataset
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        raise UserError(f"{teacher}: inversion needs BatchNorm layers; {card.architecture} has none.")
     batches = shard_range(settings.batches, *shard)
     identity = {
         "stage": "init-bank",
@@ -91,8 +95,6 @@ def init_bank(
         bn=settings.bn,
         oh=settings.oh,
     )
-    if not inversion.statistics.layers:
-        raise UserError(f"{teacher}: inversion needs BatchNorm layers; {card.architecture} has none.")
 
     with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
         bank.truncate(bank.blocks // records * records)
