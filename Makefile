@@ -31,7 +31,7 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# The JSON Schema of the config, after a change of dfkd/config.py.
+# The JSON Schema of the config, after a change of the typed settings.
 schema: $(READY)
 	$(BIN)/python -m dfkd.schema > workflow/schemas/config.schema.json
 

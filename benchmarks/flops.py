@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.settings import INFO, LATENT_SIZE
-from dfkd.distillation.dda import Aligner
+from dfkd.distillation.csd import Aligner
 from dfkd.models import count_macs
 from dfkd.models.generators import GENERATORS
 

@@ -21,10 +21,10 @@ from torchvision import transforms
 
 from benchmarks.settings import LATENT_SIZE
 from benchmarks.timing import Clock
-from dfkd.config import DistillSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, rotations
-from dfkd.distillation.dda import Aligner, RotationHead
+from dfkd.distillation.csd import Aligner, RotationHead
+from dfkd.methods import DDASettings
 from dfkd.models.generators import Generator, reset_n02
 from dfkd.synthesis.priors import random_labels, rotation_labels
 
@@ -122,7 +122,7 @@ class OriginalDistillation:
     """DDA's student and head steps on a folder of PNG files."""
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: DistillSettings, device: torch.device
+        self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: DDASettings, device: torch.device
     ) -> None:
         self.teacher, self.info, self.settings, self.device = OriginalNetwork(teacher, device), info, settings, device
         self.student = copy.deepcopy(student).to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]

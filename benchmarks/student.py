@@ -16,17 +16,17 @@ from benchmarks.settings import INFO, Options, network
 from benchmarks.table import Section
 from benchmarks.timing import Clock, Variant, first_call, take_turns
 from benchmarks.variants import ORIGINAL, runtimes, set_switches, step_rows
-from dfkd.config import DistillSettings
 from dfkd.datasets.views import normalise, random_views, to_unit
-from dfkd.distillation.dda import DDA
+from dfkd.distillation.csd import CSDObjective
 from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.methods import DDASettings
 from dfkd.runtime import Runtime, seed_everything
 
 
 def ours(
     teacher: nn.Module,
     student: nn.Module,
-    settings: DistillSettings,
+    settings: DDASettings,
     runtime: Runtime,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -35,7 +35,7 @@ def ours(
     store = ImageStore(len(images), INFO.shape, runtime)
     store.append(images, labels)
     frozen = runtime.place(copy.deepcopy(teacher).requires_grad_(False))
-    dda = DDA(frozen, runtime.place(copy.deepcopy(student)), INFO, settings, runtime)
+    objective = CSDObjective(frozen, runtime.place(copy.deepcopy(student)), INFO, settings, runtime)
     order = ShuffledPasses(len(images), settings.batch_size, "benchmark")
 
     def run(steps: int, clock: Clock) -> None:
@@ -45,7 +45,7 @@ def ours(
         for step in range(steps):
             index = order.batch(step).to(runtime.device)
             views = random_views(store.images[index], INFO)
-            dda.step(runtime.images(normalise(to_unit(views), INFO)), store.labels[index])
+            objective.step(runtime.images(normalise(to_unit(views), INFO)), store.labels[index])
             clock.mark()
 
     return run
@@ -54,8 +54,7 @@ def ours(
 def measure(options: Options, peaks: Peaks) -> Section:
     """All variants, taking turns."""
     teacher, student = network(options.teacher, seed=0), network(options.student, seed=1)
-    # DDA builds its generator too; a small batch, for only the student's step runs here
-    settings = DistillSettings(batch_size=options.student_batch, synthesis_batch_size=2, lr=1e-3)
+    settings = DDASettings(batch_size=options.student_batch, lr=1e-3)
     images = torch.randint(0, 256, (options.store, *INFO.shape), dtype=torch.uint8)
     labels = torch.randint(0, len(INFO.classes), (options.store,))
     chosen = runtimes(options)

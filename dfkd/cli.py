@@ -14,17 +14,18 @@ import typer
 
 from dfkd.config import (
     STAGES,
-    DatasetSettings,
-    Settings,
-    StageSettings,
     check_dataset,
+    check_method,
     check_model,
     load_config,
     merge,
     parse,
     read_yaml,
+    settings_of,
 )
 from dfkd.errors import UserError, nearest
+from dfkd.methods import DEFAULT_METHOD, METHODS
+from dfkd.settings import DatasetSettings, Settings, StageSettings
 
 if TYPE_CHECKING:
     from dfkd.runtime import Runtime
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
 def _epilog(stage: str) -> str:
     """The settings of a stage with their defaults, for `--help`."""
-    lines = [f"Settings (--set key=value), defaults in brackets; `dfkd settings {stage}` explains them:"]
-    for name, field in STAGES[stage].model_fields.items():
+    of = f" of {DEFAULT_METHOD}" if stage == "distill" else ""
+    lines = [f"Settings{of} (--set key=value), defaults in brackets; `dfkd settings {stage}` explains them:"]
+    for name, field in settings_of(stage).model_fields.items():
         default = field.get_default(call_default_factory=True)
         lines.append(f"{name} [{default.model_dump() if isinstance(default, Settings) else default}]".replace("[", r"\["))
     return "\n\n".join(lines)
@@ -86,8 +88,8 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _settings(stage: str, text: str | None, changes: list[str] | None) -> Any:
-    return parse(STAGES[stage], _values(text, changes), f"{stage} settings")
+def _settings(stage: str, text: str | None, changes: list[str] | None, method: str = DEFAULT_METHOD) -> Any:
+    return parse(settings_of(stage, method), _values(text, changes), f"{stage} settings")
 
 
 def _runtime(settings: StageSettings, device: str) -> Runtime:
@@ -196,11 +198,12 @@ def augment(
 @app.command(epilog=_epilog("distill"))
 def distill(
     teacher: TeacherFile,
-    bank: Annotated[list[Path], typer.Option(help="image bank of this teacher (repeatable)")],
     student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
     test: TestFile,
     output: Output,
-    method: Annotated[str, typer.Option(help="data-free method")] = "dda",
+    bank: Annotated[list[Path] | None, typer.Option(help="image bank of this teacher (repeatable)")] = None,
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
+    data: Annotated[Path | None, typer.Option(help="prepared data set; for the control `real` alone")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
     settings: SettingsText = None,
@@ -210,9 +213,10 @@ def distill(
     """Distil a student on the banks and on images made against it."""
     from dfkd.distillation.distill import distill as run
 
-    chosen = _settings("distill", settings, changes)
+    method = check_method(method)
+    chosen = _settings("distill", settings, changes, method)
     runtime = _runtime(chosen, device)
-    run(teacher, bank, check_model(student), test, chosen, seed, output, checkpoints, runtime, method)
+    run(teacher, bank or [], check_model(student), test, chosen, seed, output, checkpoints, runtime, method, data)
 
 
 @app.command(epilog=_epilog("evaluate"))
@@ -242,7 +246,7 @@ def result(
     metrics: Annotated[list[Path], typer.Option(help="metrics.json of one seed (repeatable)")],
     config_hash: Annotated[str, typer.Option(help="SHA-256 of the settings of all stages")],
     output: Output,
-    method: Annotated[str, typer.Option()] = "dda",
+    method: Annotated[str, typer.Option()] = DEFAULT_METHOD,
     cost: Annotated[list[str] | None, typer.Option(help="STAGE=FILE (repeatable)")] = None,
     artefact: Annotated[list[str] | None, typer.Option(help="NAME=FILE whose SHA-256 is recorded (repeatable)")] = None,
     variations: Annotated[Path | None, typer.Option(help="the variations bank that was distilled on")] = None,
@@ -291,19 +295,19 @@ def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of
 
 @app.command("settings")
 def show_settings(
-    stage: Annotated[str, typer.Argument(help=", ".join(STAGES))],
+    stage: Annotated[str, typer.Argument(help=", ".join((*STAGES, "distill")))],
     target: Annotated[str | None, typer.Argument(help="dataset_teacher[_student]: the resolved settings as JSON")] = None,
-    method: Annotated[str, typer.Option()] = "dda",
+    method: Annotated[str, typer.Option()] = DEFAULT_METHOD,
     config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
 ) -> None:
     """Explain a stage's settings, or print those that the configuration gives a target (to be passed to --settings)."""
-    if stage not in STAGES:
-        raise UserError(f"unknown stage '{stage}'; {nearest(stage, STAGES)}.")
+    if stage not in (*STAGES, "distill"):
+        raise UserError(f"unknown stage '{stage}'; {nearest(stage, (*STAGES, 'distill'))}.")
     if target:
         dataset, teacher, student = (*target.split("_"), "", "")[:3]
         typer.echo(load_config(config).stage(stage, dataset, teacher, student, method).model_dump_json())
         return
-    for name, field in STAGES[stage].model_fields.items():
+    for name, field in settings_of(stage, method).model_fields.items():
         default = field.get_default(call_default_factory=True)
         shown = default.model_dump() if isinstance(default, Settings) else default
         typer.echo(f"{name} = {shown}" + (f"\n    {field.description}" if field.description else ""))

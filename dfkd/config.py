@@ -1,19 +1,30 @@
-"""Typed, validated settings of every stage, and how `config/` resolves to them. Imports no torch."""
+"""How `config/` resolves to the settings of one job, and what is refused on the way. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dfkd.errors import UserError, nearest
+from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS
+from dfkd.settings import (
+    AugmentSettings,
+    Count,
+    DatasetSettings,
+    EvaluateSettings,
+    InitBankSettings,
+    Settings,
+    StageSettings,
+    TeacherSettings,
+)
 
 # Raised when a stage's results change for equal settings: a param of its rule, part of its checkpoints' fingerprint.
-STAGE_VERSIONS = {"prepare": 1, "teacher": 1, "init-bank": 1, "augment": 1, "distill": 1, "evaluate": 1}
+STAGE_VERSIONS = {"prepare": 1, "teacher": 1, "init-bank": 1, "augment": 1, "distill": 2, "evaluate": 1}
 
 # Models that the package builds by name; `wrn{depth}{width}` comes on top. dfkd/models keeps the builders, a test the equality.
 MODEL_NAMES = (
@@ -21,181 +32,12 @@ MODEL_NAMES = (
     "resnet8", "resnet20", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "lenet5", "lenet5half",
 )  # fmt: skip
 WRN = re.compile(r"wrn(?P<depth>\d{2})(?P<width>\d{1,2})")
-# The teacher's banks that a method starts from: `init`, `variations`. They become inputs of its distil rule.
-METHOD_BANKS: dict[str, tuple[str, ...]] = {"dda": ("init", "variations")}
-METHOD_NAMES = tuple(METHOD_BANKS)
-DEFAULT_METHOD = "dda"
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StageSettings(Settings):
-    """What every computing stage can set."""
-
-    precision: Literal["fast", "reference"] = Field(
-        "fast",
-        description="`fast`: bf16 where the hardware multiplies it, channels_last; `reference`: fp32, eager, deterministic",
-    )
-    compile: bool = Field(False, description="torch.compile the inner loop where a compiler is found; pays for long runs")
-
-
-class DatasetSettings(Settings):
-    """One entry of config/datasets.yaml."""
-
-    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH` or `hdf5:PATH`")
-    image_size: int = Field(32, ge=4, le=1024, description="height and width in pixels; images are resized with antialiasing")
-    channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
-    classes: list[str] | None = Field(None, description="class names in label order; from the source when absent")
-    mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; from the training split when absent")
-    std: list[float] | None = Field(None, description="per channel, likewise")
-    crop_padding: int = Field(4, ge=0, description="zero padding of the random crop in training; 0 switches it off")
-    flip: bool = Field(True, description="random horizontal flips in training")
-    test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
-    split_seed: int = Field(0, ge=0, description="seed of that split")
-    skip_unreadable: bool = Field(False, description="image folder: leave out unreadable files instead of stopping")
-
-    @model_validator(mode="after")
-    def _lengths(self) -> DatasetSettings:
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            if values is not None and len(values) != self.channels:
-                raise ValueError(f"{key} has {len(values)} values for {self.channels} channels")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("std must be positive")
-        return self
-
-
-class TeacherSettings(StageSettings):
-    """The CIFAR recipe of the field's public code: SGD, MultiStep, crop and flip."""
-
-    seed: int = Field(0, ge=0)
-    epochs: Count = 200
-    batch_size: Count = 256
-    lr: Rate = 0.1
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: Weight = 1e-4
-    milestones: list[int] = Field([120, 150, 180], description="epochs after which the rate is multiplied by gamma")
-    gamma: Rate = 0.1
-    schedule: Literal["multistep", "cosine"] = "multistep"
-    nesterov: bool = False
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-
-
-class InitBankSettings(StageSettings):
-    """Generator inversion (CSD/DDA bank initialisation with `csd: 0`)."""
-
-    seed: int = Field(0, ge=0)
-    batches: Count = Field(400, description="generators trained one after the other; images = batches × batch_size")
-    batch_size: Count = 200
-    steps: Count = Field(500, description="optimiser steps per batch")
-    lr: Rate = 1e-3
-    latent_size: Count = 256
-    generator: Literal["small", "large"] = "small"
-    width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
-    bn: Weight = Field(1.0, description="weight of the BN-statistics loss")
-    oh: Weight = Field(1.0, description="weight of the one-hot loss")
-
-
-class ImageVariationsSettings(Settings):
-    """diffusers' StableDiffusionImageVariationPipeline."""
-
-    model: str = Field("lambdalabs/sd-image-variations-diffusers", description="hub id or local folder")
-    revision: str = "v2.0"
-    scheduler: Literal["dpm++", "unipc", "ddim", "pndm", "euler", "lcm"] = "dpm++"
-    steps: Count = 20
-    guidance: float = Field(3.0, ge=0, allow_inf_nan=False)
-    height: int = Field(256, ge=8, multiple_of=8, description="pixels of the generated square image before downsampling")
-    decoder: Literal["taesd", "full"] = Field("taesd", description="TAESD (small) or the model's own VAE decoder")
-    taesd: str = Field("madebyollin/taesd", description="hub id or local folder of the small decoder")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, else float32")
-    safety_checker: bool = Field(False, description="run the model's own checker; an image it blacks out stops the stage")
-    batch_size: Count = 32
-
-
-class BankDiffusionSettings(Settings):
-    """A small class-conditional UNet trained on the init bank; variations by SDEdit."""
-
-    strength: float = Field(0.5, gt=0, le=1, description="share of the noising trajectory that is undone and redone")
-    channels: list[Annotated[int, Field(ge=4, multiple_of=4)]] = Field(
-        [64, 128, 128], min_length=1, description="UNet widths from the finest level down, multiples of 4"
-    )
-    layers_per_block: Count = 1
-    patch: Count = Field(1, description="side of the pixel squares folded into channels before the UNet; 2 quarters its work")
-    train_steps: Count = 20000
-    batch_size: Count = 128
-    lr: Rate = 2e-4
-    ema: float = Field(0.999, ge=0, lt=1)
-    sampling_steps: int = Field(
-        50, ge=1, le=1000, description="DDIM steps of the full trajectory; strength × this many are run"
-    )
-    sampling_batch_size: Count = 200
-
-
-class AugmentSettings(StageSettings):
-    """Diffusion variations of the init bank and the fidelity filter (DDA)."""
-
-    seed: int = Field(0, ge=0)
-    backend: Literal["image-variations", "bank-diffusion", "none"] = "image-variations"
-    variations: int = Field(1, ge=1, le=256, description="variations per chosen parent")
-    share: float = Field(1.0, gt=0, le=1, description="share of the bank's images that are varied, drawn by the seed")
-    threshold: float = Field(0.7, ge=-1, le=1, description="a variation is kept iff cosine(variation, parent) ≥ threshold")
-    embedding: Literal["teacher", "clip"] = Field(
-        "teacher", description="where the cosine is taken: penultimate features or CLIP"
-    )
-    clip: str = Field("openai/clip-vit-base-patch32", description="hub id or local folder of the CLIP image encoder")
-    image_variations: ImageVariationsSettings = ImageVariationsSettings()
-    bank_diffusion: BankDiffusionSettings = BankDiffusionSettings()
-
-
-class DistillSettings(StageSettings):
-    """DDA's main stage (CSD with 200 epochs and synthesis batches of 400)."""
-
-    epochs: Count = 200
-    kd_steps: Count = Field(2000, description="student steps per epoch")
-    batch_size: Count = 128
-    lr: Rate = Field(0.1, description="student and aligner, cosine to 0 over the epochs")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: Weight = 1e-4
-    temperature: Rate = 20.0
-    kd: Weight = Field(1.0, description="weight of KL(teacher || student)")
-    ce: Weight = Field(1.0, description="weight of the cross-entropy with the bank's labels")
-    feature: Weight = Field(30.0, description="weight of the feature MSE")
-    head_lr: Rate = Field(0.1, description="rate of the joint class × rotation head, constant")
-    synthesis_batch_size: Count = 400
-    g_steps: Count = Field(200, description="generator steps per epoch")
-    lr_g: Rate = 1e-3
-    latent_size: Count = 256
-    generator: Literal["small", "large"] = "small"
-    width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
-    bn: Weight = 1.0
-    oh: Weight = 1.0
-    csd: Weight = Field(10.0, description="weight of − CE of the joint class × rotation head")
-
-
-class EvaluateSettings(StageSettings):
-    """Metrics of a student against its teacher on the test split."""
-
-    precision: Literal["fast", "reference"] = Field(
-        "reference",
-        description="`reference`: fp32, so that no figure depends on the hardware's bf16; `fast`: as in the other stages",
-    )
-    batch_size: Count = 500
-    ece_bins: Count = Field(15, description="equal-width confidence bins of the expected calibration error")
-
-
+# `distill` comes on top: its settings are the method's.
 STAGES: dict[str, type[StageSettings]] = {
     "teacher": TeacherSettings,
     "init-bank": InitBankSettings,
     "augment": AugmentSettings,
-    "distill": DistillSettings,
     "evaluate": EvaluateSettings,
 }
 TEACHER_STAGES = ("teacher", "init-bank", "augment")  # no student in their jobs
@@ -204,7 +46,7 @@ TEACHER_STAGES = ("teacher", "init-bank", "augment")  # no student in their jobs
 class Section(Settings):
     """A stage's settings in the config: `defaults`, and `overrides` by data set, teacher target or pair."""
 
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field({})
     overrides: dict[str, dict[str, Any]] = Field(
         {}, description="keyed by `dataset`, `dataset_teacher` or `dataset_teacher_student`; the more specific wins"
     )
@@ -222,8 +64,8 @@ class Config(Settings):
     imported: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+_[a-z0-9]+$")], str] = Field(
         {}, description="`dataset_model: FILE.pth`: a checkpoint of your own that is imported instead of trained"
     )
-    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = {}
-    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = {}
+    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = Field({})
+    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = Field({})
 
     @model_validator(mode="after")
     def _unique_seeds(self) -> Config:
@@ -236,9 +78,7 @@ class Config(Settings):
     ) -> StageSettings:
         """The settings of one job: defaults, then the overrides that fit, from the general to the specific."""
         if stage == "distill":
-            section = self.methods.get(method)
-            if section is None:
-                raise UserError(f"unknown method '{method}'; {nearest(method, self.methods or METHOD_NAMES)}.")
+            section = self.methods.get(ALIASES.get(method, method), Section())
         else:
             section = getattr(self, stage.replace("-", "_"))
         values: dict[str, Any] = merge({}, section.defaults)
@@ -248,7 +88,7 @@ class Config(Settings):
         for key in dict.fromkeys(keys):
             values = merge(values, section.overrides.get(key, {}))
         where = f"{method if stage == 'distill' else stage} settings" + (f" of {keys[-1]}" if keys[-1] else "")
-        return parse(STAGES[stage], values, where)  # type: ignore[return-value]
+        return parse(settings_of(stage, method), values, where)  # type: ignore[return-value]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,11 +160,13 @@ def check_config(values: Any, where: str) -> Config:
     """Validate a whole config, the overrides of every section included."""
     config: Config = parse(Config, values, where)  # type: ignore[assignment]
     for method in config.methods:
-        if method not in METHOD_NAMES:
-            raise UserError(f"{where}: unknown method '{method}'; {nearest(method, METHOD_NAMES)}.")
+        try:
+            check_method(method)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     for pair in config.imported:
         _check_target(pair, 2, config, f"{where}: imported")
-    for stage in STAGES:
+    for stage in (*STAGES, "distill"):
         sections = config.methods if stage == "distill" else {DEFAULT_METHOD: getattr(config, stage.replace("-", "_"))}
         for method, section in sections.items():
             for key in section.overrides:
@@ -360,6 +202,18 @@ def check_model(name: str) -> str:
     if name not in MODEL_NAMES:
         raise UserError(f"unknown model '{name}'; {nearest(name, (*MODEL_NAMES, 'wrn161', 'wrn162', 'wrn401', 'wrn402'))}.")
     return name
+
+
+def check_method(name: str) -> str:
+    """`name` if there is such a method; otherwise a `UserError` with the nearest known names."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}'; {nearest(name, METHODS)}.")
+    return name
+
+
+def settings_of(stage: str, method: str = DEFAULT_METHOD) -> type[StageSettings]:
+    """The settings' type of a stage; `distill` has those of its method."""
+    return METHODS[check_method(method)].settings if stage == "distill" else STAGES[stage]
 
 
 def check_dataset(name: str, config: Config) -> DatasetSettings:

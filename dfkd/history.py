@@ -32,7 +32,8 @@ class History:
     def write_csv(self, path: Path) -> None:
         """All rows as CSV, whole or not at all; floats as Python prints them."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        names = list(dict.fromkeys(name for row in self.rows for name in row))  # a warm-up epoch has fewer
+        writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         with atomic_path(path) as temporary:

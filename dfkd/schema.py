@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from dfkd.config import STAGES, Config
+from dfkd.methods import METHODS
 
 
 def config_schema() -> dict[str, Any]:
@@ -17,16 +18,20 @@ def config_schema() -> dict[str, Any]:
     """
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
-    for stage, settings in STAGES.items():
+    sections = {stage.replace("-", "_"): settings for stage, settings in STAGES.items()}
+    sections |= {f"method {name}": method.settings for name, method in METHODS.items()}
+    methods = {}
+    for key, settings in sections.items():
         own = settings.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(own.pop("$defs", {}))
         definitions[settings.__name__] = own
         section = _section(definitions["Section"], {"$ref": f"#/$defs/{settings.__name__}"})
-        if stage == "distill":
-            for pattern in schema["properties"]["methods"]["patternProperties"]:
-                schema["properties"]["methods"]["patternProperties"][pattern] = section
+        if key.startswith("method "):
+            methods[key.removeprefix("method ")] = section
         else:
-            schema["properties"][stage.replace("-", "_")] = section
+            schema["properties"][key] = section
+    del schema["properties"]["methods"]["patternProperties"]
+    schema["properties"]["methods"] |= {"properties": methods, "additionalProperties": False}
     del definitions["Section"]
     for content in schema["properties"].values():
         if "patternProperties" in content:  # a name of another form is refused, which pydantic leaves unsaid

@@ -6,6 +6,7 @@ import re
 
 from dfkd.config import Config, check_dataset, check_model
 from dfkd.errors import UserError, nearest
+from dfkd.methods import METHODS
 
 RESULT = re.compile(r"results/(?:(?P<method>[^/]+)/)?(?P<target>[^/]+)\.json")
 # Other files that a user may ask for by name: the pattern, and how many names its target holds.
@@ -33,8 +34,8 @@ def check_target(path: str, config: Config) -> None:
             names = match.groupdict()
             _check_names(path, names["target"], count, config)
             method = names.get("method")
-            if method and method not in config.methods:
-                raise UserError(f"{path}: unknown method '{method}'; {nearest(method, config.methods)}.")
+            if method and method not in METHODS:
+                raise UserError(f"{path}: unknown method '{method}'; {nearest(method, METHODS)}.")
             return
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dfkd.config import InitBankSettings, TeacherSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.runtime import Runtime
+from dfkd.settings import InitBankSettings, TeacherSettings
 
 # two processes on two cores would spin for each other's threads
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dfkd.cli import app
-from dfkd.config import STAGES, DistillSettings
+from dfkd.config import STAGES, settings_of
 from dfkd.errors import UserError
+from dfkd.methods import METHODS, DDASettings
 
 RUN = CliRunner()
 
@@ -44,15 +45,25 @@ def test_every_command_explains_itself(words):
 
 def test_help_of_a_stage_lists_its_settings():
     text = RUN.invoke(app, ["distill", "--help"], terminal_width=200).output
-    for name in DistillSettings.model_fields:
+    for name in DDASettings.model_fields:
         assert name in text
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("stage", [*sorted(STAGES), "distill"])
 def test_settings_are_explained_and_resolved(stage):
     assert "precision = fast" in RUN.invoke(app, ["settings", stage]).output or stage == "evaluate"
     resolved = json.loads(RUN.invoke(app, ["settings", stage, "digits_wrn162_wrn161"]).output)
-    assert resolved == STAGES[stage].model_validate(resolved).model_dump(mode="json")
+    assert resolved == settings_of(stage).model_validate(resolved).model_dump(mode="json")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_every_method_are_explained_and_resolved(method):
+    explained = RUN.invoke(app, ["settings", "distill", "--method", method]).output
+    assert [line.split(" = ")[0] for line in explained.splitlines() if line[0] != " "] == list(
+        METHODS[method].settings.model_fields
+    )
+    resolved = json.loads(RUN.invoke(app, ["settings", "distill", "cifar10_wrn402_wrn161", "--method", method]).output)
+    assert resolved == METHODS[method].settings.model_validate(resolved).model_dump(mode="json")
 
 
 def test_mistakes_are_sentences(tmp_path):
@@ -60,6 +71,7 @@ def test_mistakes_are_sentences(tmp_path):
     assert "no such file" in refusal("init-bank", "--teacher", tmp_path / "absent.safetensors", *out)
     assert "unknown model 'wrn152'" not in refusal("settings", "distil")
     assert "the nearest known: distill" in refusal("settings", "distil")
+    assert "unknown method 'daff'; the nearest known: dafl" in refusal("settings", "distill", "--method", "daff")
     train = ["teacher", "train", "--data", tmp_path / "d.h5", *out]
     assert "depth must be 6n+4" in refusal(*train, "--model", "wrn152")
     assert "unknown key 'epoch'; the nearest known: epochs" in refusal(*train, "--model", "wrn161", "--set", "epoch=3")

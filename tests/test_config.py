@@ -4,19 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config import (
-    AugmentSettings,
-    Config,
-    DistillSettings,
-    InitBankSettings,
-    TeacherSettings,
-    check_config,
-    check_dataset,
-    check_model,
-    load_config,
-    parse,
-)
+from dfkd.config import Config, check_config, check_dataset, check_model, load_config, parse
 from dfkd.errors import UserError
+from dfkd.methods import DDASettings
+from dfkd.settings import AugmentSettings, InitBankSettings, TeacherSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +40,7 @@ def test_ill_typed_values_are_named_with_what_was_given():
 
 def test_a_fault_in_any_override_shows_before_anything_runs():
     assert "unknown key 'epoch'" in refusal(check_config, {"teacher": {"overrides": {"digits": {"epoch": 3}}}}, "config")
-    assert "unknown method 'dad'; the nearest known: dda" in refusal(check_config, {"methods": {"dad": {}}}, "config")
+    assert "unknown method 'dad'; the nearest known: dfad, dda" in refusal(check_config, {"methods": {"dad": {}}}, "config")
 
 
 def test_the_more_specific_override_wins():
@@ -75,7 +66,7 @@ def test_the_more_specific_override_wins():
 
 
 def test_defaults_are_the_published_recipes():
-    teacher, bank, dda = TeacherSettings(), InitBankSettings(), DistillSettings()
+    teacher, bank, dda = TeacherSettings(), InitBankSettings(), DDASettings()
     assert (teacher.epochs, teacher.batch_size, teacher.lr, teacher.weight_decay) == (200, 256, 0.1, 1e-4)
     assert teacher.milestones == [120, 150, 180]
     assert bank.batches * bank.batch_size == 80_000
@@ -88,7 +79,7 @@ def test_defaults_are_the_published_recipes():
 
 def test_the_shipped_configuration_gives_cifar10_the_published_recipe():
     config = load_config(ROOT / "config")
-    for stage, settings in (("teacher", TeacherSettings()), ("init-bank", InitBankSettings()), ("distill", DistillSettings())):
+    for stage, settings in (("teacher", TeacherSettings()), ("init-bank", InitBankSettings()), ("distill", DDASettings())):
         shipped = config.stage(stage, "cifar10", "wrn402", "wrn161").model_dump(exclude={"compile"})
         assert shipped == settings.model_dump(exclude={"compile"})
 

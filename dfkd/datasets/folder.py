@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from dfkd.config import DatasetSettings
 from dfkd.datasets.arrays import SourceData, Split
 from dfkd.errors import UserError
 from dfkd.runtime import progress
+from dfkd.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)
 

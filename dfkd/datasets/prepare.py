@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dfkd.config import STAGE_VERSIONS, DatasetSettings
+from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.arrays import SourceData, Split, in_label_order, pixel_statistics, resize, stratified_split, to_channels
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.datasets.sources import load_source
 from dfkd.errors import UserError
+from dfkd.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)
 

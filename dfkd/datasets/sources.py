@@ -16,11 +16,11 @@ import torch
 from torchvision import datasets
 
 from dfkd.checkpoint import file_sha256
-from dfkd.config import DatasetSettings
 from dfkd.datasets.arrays import SourceData, Split
 from dfkd.datasets.folder import folder_source
 from dfkd.datasets.prepared import read_info, read_split, split_names
 from dfkd.errors import UserError, nearest
+from dfkd.settings import DatasetSettings
 
 DIGITS = [str(digit) for digit in range(10)]
 TORCHVISION: dict[str, type[Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ def normalise(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     mean = torch.tensor(info.mean, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
     std = torch.tensor(info.std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
     return (images - mean) / std
+
+
+def denormalise(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+    """x std + mean per channel, clamped to [0, 1]: the image that normalised values [N,C,H,W] come nearest to."""
+    mean = torch.tensor(info.mean, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    std = torch.tensor(info.std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    return (images * std + mean).clamp(0, 1)
 
 
 class _CropFlip(torch.autograd.Function):
@@ -85,6 +93,61 @@ def random_views(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     dy, dx = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device)
     flip = (torch.rand(count) < 0.5).to(images.device) if info.flip else torch.zeros(count, dtype=torch.bool).to(images.device)
     return crop_flip(images, dy, dx, flip, padding)
+
+
+def resized_crop(
+    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, height: torch.Tensor, width: torch.Tensor, flip: torch.Tensor
+) -> torch.Tensor:
+    """Cut a box out of each image of [N,C,H,W], enlarge it to H × W bilinearly, flip it where `flip`; differentiable.
+
+    Two products with interpolation matrices, so that forward and gradient are the same on every run and device. Equals
+    `F.interpolate(crop, (H, W), mode="bilinear", align_corners=False)` image by image.
+
+    Args:
+        top, left, height, width: int64 [N], pixels; the box lies inside the image.
+        flip: bool [N].
+    """
+    rows = _interpolation(top, height, images.shape[2])
+    columns = _interpolation(left, width, images.shape[3])
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return rows[:, None].to(images.dtype) @ images @ columns[:, None].to(images.dtype).mT
+
+
+def _interpolation(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
+    """[N,size,size]: row i holds the weights of the pixels that output pixel i mixes."""
+    pixels = torch.arange(size, device=start.device)
+    place = (pixels + 0.5) * (length / size)[:, None] - 0.5
+    place = torch.minimum(place.clamp(min=0), (length - 1)[:, None]) + start[:, None]
+    return (1 - (place[:, :, None] - pixels).abs()).clamp(min=0)
+
+
+def random_resized_views(
+    images: torch.Tensor,
+    info: DatasetInfo,
+    scale: tuple[float, float] = (0.25, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> torch.Tensor:
+    """The local view of CMI: a random box of each image enlarged to the full size, and the data set's flip.
+
+    The box covers a share of the area uniform in `scale`, with an aspect log-uniform in `aspect`, in whole pixels; of ten
+    proposals the first that fits is taken, the whole image if none does (as torchvision's RandomResizedCrop). [N,C,H,W] in
+    [0, 1], before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+    """
+    count, (full_height, full_width) = len(images), images.shape[2:]
+    area = full_height * full_width * torch.empty(10, count).uniform_(*scale)
+    ratio = torch.empty(10, count).uniform_(math.log(aspect[0]), math.log(aspect[1])).exp()
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (widths >= 1) & (heights >= 1) & (widths <= full_width) & (heights <= full_height)
+    first = fits.int().argmax(0)[None]  # the first of the largest
+    found = fits.any(0)
+    width = torch.where(found, widths.gather(0, first)[0], full_width)
+    height = torch.where(found, heights.gather(0, first)[0], full_height)
+    # multiplied in float64, where no product of a number below 1 rounds up to the bound
+    top, left = (
+        (torch.rand(count, dtype=torch.float64) * (free + 1)).long() for free in (full_height - height, full_width - width)
+    )
+    flip = torch.rand(count) < 0.5 if info.flip else torch.zeros(count, dtype=torch.bool)
+    return resized_crop(images, *(value.to(images.device) for value in (top, left, height, width, flip)))
 
 
 def rotations(images: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from dfkd.bank.format import Block
 from dfkd.checkpoint import atomic_path
-from dfkd.config import AugmentSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.diffusion.image_variations import clip_input
 from dfkd.diffusion.pretrained import load_pretrained
 from dfkd.runtime import Runtime
+from dfkd.settings import AugmentSettings
 
 BINS = 40  # of the cosine histogram, from -1 to 1
 ITSELF = -1  # the variation number of a parent that stands for itself

@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from dfkd.config import AugmentSettings, ImageVariationsSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import to_bytes, to_unit
 from dfkd.diffusion.backends import Backend, image_generators, image_noise
 from dfkd.diffusion.pretrained import load_pretrained
 from dfkd.errors import UserError
 from dfkd.runtime import Runtime
+from dfkd.settings import AugmentSettings, ImageVariationsSettings
 
 # CLIP's own normalisation (Radford et al., ICML 2021)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -1,39 +1,165 @@
-"""The student's stage: synthesise against it, distil it, epoch by epoch. No real training image is read."""
+"""The student's stage: synthesise against it, distil it, round by round. No real training image is read.
+
+The one exception is the control `real`, which is there to be compared with and is marked as not data-free.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
+from dfkd.bank.format import FORMAT_VERSION, BankMeta
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, file_sha256, write_json
-from dfkd.config import STAGE_VERSIONS, DistillSettings
-from dfkd.datasets.info import DatasetInfo
+from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.prepared import read_info, read_split
-from dfkd.datasets.views import normalise, random_views, to_unit
-from dfkd.distillation.dda import DDA
+from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
+from dfkd.distillation.objective import Objective
+from dfkd.distillation.schedule import Turn, count_syntheses, count_turns, rate_at, turns
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.distillation.teacher import accuracy
-from dfkd.errors import UserError, nearest
+from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.history import History
+from dfkd.methods import METHODS, MethodSettings, SampledSettings, load
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.synthesis.synthesizer import Synthesizer, teacher_scores
 
-METHODS = {"dda": DDA}
+
+def build_method(
+    name: str, teacher: nn.Module, student: nn.Module, card: WeightsCard, settings: MethodSettings, runtime: Runtime
+) -> tuple[Synthesizer, Objective]:
+    """The two halves of a method.
+
+    Raises:
+        UserError: the teacher or the student lacks what the method needs, or the halves do not fit.
+    """
+    makes: type[Synthesizer] = load(METHODS[name].synthesizer)
+    imitates: type[Objective] = load(METHODS[name].objective)
+    if imitates.needs_labels and not makes.keeps_images:
+        raise UserError(
+            f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
+            "give the method another objective."
+        )
+    objective = imitates(teacher, student, card.dataset, settings, runtime)
+    return makes(teacher, student, card.dataset, settings, runtime, objective), objective
 
 
-def rate_at(settings: DistillSettings, epoch: int) -> float:
-    """Student's learning rate of an epoch counted from 0: cosine to 0 over all epochs, stepped once an epoch."""
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+class Run:
+    """A student, its method and all that is counted on the way; knows how to make one turn, save and resume."""
+
+    def __init__(
+        self,
+        synthesizer: Synthesizer,
+        objective: Objective,
+        store: ImageStore,
+        bank: BankWriter,
+        settings: MethodSettings,
+        seed: int,
+        runtime: Runtime,
+    ) -> None:
+        self.synthesizer, self.objective, self.store, self.bank = synthesizer, objective, store, bank
+        self.settings, self.seed, self.runtime, self.info = settings, seed, runtime, objective.info
+        self.cost = Cost()
+        self.made: dict[str, float] = {}  # the terms of the last synthesis
+        self.sums = torch.zeros(len(objective.terms), device=runtime.device)
+        self.steps = 0  # student steps that `sums` holds
+        self._order: ShuffledPasses | None = None
+
+    def synthesize(self, turn: Turn, stop: Any) -> None:
+        """The synthesis that begins a round."""
+        if turn.round == 0:
+            seed_everything(self.seed, "distill", turn.epoch)
+        made = self.synthesizer.synthesize(turn.epoch, stop)
+        if len(made.images):
+            self.bank.append_images(made.images, made.labels, made.scores)
+            self.store.append(made.images, made.labels)
+        if turn.round == 0:
+            self.objective.begin_epoch(turn.epoch, rate_at(self.settings, turn.epoch))
+        self.made, self._order = made.terms, None
+        self.cost.images += made.count
+        self.cost.optimiser_steps += made.optimiser_steps
+        self.cost.teacher_queries += made.teacher_queries
+
+    def distill(self, turn: Turn) -> None:
+        """One student step, on a batch of the store or on fresh images."""
+        size = self.settings.batch_size
+        if self.synthesizer.keeps_images:
+            if not self.store.count:
+                raise UserError(
+                    "there is no image to distil on: the method makes none; give a bank of the teacher with --bank."
+                )
+            self._order = self._order or ShuffledPasses(
+                self.store.count, size, self.seed, "distill order", turn.epoch, turn.round
+            )
+            index = self._order.batch(turn.step).to(self.runtime.device)
+            images = normalise(to_unit(random_views(self.store.images[index], self.info)), self.info)
+            labels = self.store.labels[index]
+        else:
+            images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
+            self.cost.images += size
+        self.sums += self.objective.step(self.runtime.images(images), labels)
+        self.steps += 1
+        self.cost.optimiser_steps += self.objective.optimiser_steps
+        self.cost.teacher_queries += size
+
+    def keep_sample(self, epoch: int) -> None:
+        """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""
+        own = self.settings
+        if self.synthesizer.keeps_images or not isinstance(own, SampledSettings):
+            return
+        if (epoch + 1) % own.sample_every and epoch + 1 < own.epochs:
+            return
+        images = to_bytes(self.synthesizer.sample(own.sample_images))
+        answers = predict(self.objective.teacher, images.cpu(), self.info, self.runtime).argmax(1).to(images.device)
+        scores = teacher_scores(self.objective.teacher, images, answers, self.info, self.runtime)
+        self.bank.append_images(images.cpu().contiguous(), answers.cpu(), scores)
+
+    def row(self, epoch: int) -> dict[str, float]:
+        """The figures of an epoch, and a fresh start for the sums. Raises a `UserError` when one is not finite."""
+        row: dict[str, float] = {"epoch": epoch + 1, "lr": rate_at(self.settings, epoch)}
+        if self.steps:
+            row |= dict(zip(self.objective.terms, (self.sums / self.steps).tolist(), strict=True))
+        row |= {f"g_{name}": value for name, value in self.made.items()} | {"images": self.store.count}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise UserError(f"epoch {epoch + 1}: {name} is not finite; lower lr (or lr_g) and run again.")
+        self.sums.zero_()
+        self.steps = 0
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "cost": self.cost.as_dict(),
+            "made": self.made,
+            "sums": self.sums.cpu(),
+            "steps": self.steps,
+            "blocks": self.bank.blocks,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; the bank is cut back to what it held then."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state["parts"][name])
+        self.cost, self.made, self.steps = Cost(**state["cost"]), state["made"], state["steps"]
+        self.sums = state["sums"].to(self.runtime.device)
+        self.bank.truncate(state["blocks"])
+
+    def _parts(self) -> dict[str, Any]:
+        own = {f"synthesizer {name}": part for name, part in self.synthesizer.parts().items()}
+        return self.objective.parts() | own
 
 
 def distill(
@@ -41,31 +167,35 @@ def distill(
     banks: Sequence[Path],
     architecture: str,
     test: Path,
-    settings: DistillSettings,
+    settings: MethodSettings,
     seed: int,
     output: Path,
     checkpoints: Path,
     runtime: Runtime,
     method: str = "dda",
+    data: Path | None = None,
 ) -> WeightsCard:
-    """Distil `architecture` from the teacher on the banks and on images made against it.
+    """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
     Writes `output` (last epoch) and its card, best.safetensors (best Acc@1 on the test split, for comparison with papers
-    that print it), bank.lmdb (the run's own images), history.csv and cost.json beside it. Resumes from `checkpoints`.
+    that print it), bank.lmdb (the run's own images, or samples of its generator), history.csv and cost.json beside it, and
+    generator.safetensors if the method has a generator that lives for the whole run. Resumes from `checkpoints`.
 
     Args:
         banks: image banks of this teacher, sampled uniformly together with the run's own.
         test: prepared test split; measured once an epoch, trained on never.
+        data: prepared data set with its training split; for the control `real` alone.
 
     Raises:
-        UserError: a bank of another teacher, an unknown method, a model that cannot take the images.
+        UserError: a bank of another teacher, an unknown method, a model that cannot take the images or the method.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown method '{method}'; {nearest(method, METHODS)}.")
+    check_method(method)
     teacher_model, card = load_model(teacher, runtime)
     info = card.dataset
     if read_info(test).classes != info.classes:
         raise UserError(f"{test}: its classes are not those of the teacher {teacher}; prepare the teacher's data set.")
+    if METHODS[method].real != (data is not None):
+        raise UserError(f"method {method}: --data (real images) is for the control 'real', which needs it, and for it alone.")
     test_images, test_labels = read_split(test, "test")
     readers = {path: BankReader(path, teacher_sha256=card.sha256) for path in banks}
     lineage = {"teacher": card.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
@@ -82,80 +212,66 @@ def distill(
             "lineage": lineage,
         },
     )
-
-    # networks, method, state
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size))
-    objective = METHODS[method](teacher_model, student, info, settings, runtime)
+    synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
+    if banks and not synthesizer.keeps_images:
+        raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     teacher_answers = predict(teacher_model, test_images, info, runtime).argmax(1)
-    cost, rows, first, made_terms = Cost(), [], 0, {}
-    sums = torch.zeros(len(objective.terms))
     best: dict[str, Any] = {"acc1": -1.0, "epoch": 0, "model": {}}
+    first, rows = 0, []
     state = checkpoint.load()
-    if state:
-        objective.load_state(state["method"])
-        cost, rows, first = Cost(**state["cost"]), state["rows"], state["step"]
-        sums, made_terms, best = state["sums"], state["made"], state["best"]
-    sums = sums.to(runtime.device)
-    history = History(output.parent / "tensorboard", rows)
 
-    def save(step: int) -> None:
-        state = {"step": step, "method": objective.state(), "cost": cost.as_dict(), "rows": history.rows}
-        checkpoint.save({**state, "sums": sums.cpu(), "made": made_terms, "best": best})
-
-    meta = _bank_meta(card, readers, settings, seed, method, architecture)
-    records = -(-settings.synthesis_batch_size // BLOCK_IMAGES)
-    total = settings.epochs * settings.kd_steps
+    meta = _bank_meta(card, readers, settings, seed, method, architecture, synthesizer.notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
-        progress(f"{method} {card.architecture} → {architecture}", total, first) as steps,
+        progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), state["turn"] if state else 0) as bar,
     ):
-        # the batch of an epoch is written before the first of its student steps is saved
-        bank.truncate(min(bank.blocks, records * -(-first // settings.kd_steps)))
-        store = _filled_store([*readers.values(), bank.reader()], settings, info, runtime)
-        order: ShuffledPasses | None = None
-        for step in range(first, total):
-            epoch, within = divmod(step, settings.kd_steps)
-            with cost.measure(runtime):
-                if within == 0:
-                    seed_everything(seed, "distill", epoch)
-                    made = objective.synthesize(stop)
-                    bank.append_images(made.images, made.labels, made.scores)
-                    store.append(made.images, made.labels)
-                    objective.begin_epoch(rate_at(settings, epoch))
-                    order, made_terms = None, made.terms
-                    cost.images += len(made.images)
-                    cost.optimiser_steps += settings.g_steps
-                    cost.teacher_queries += len(made.images) * (settings.g_steps + 1)
-                order = order or ShuffledPasses(store.count, settings.batch_size, seed, "distill order", epoch)
-                index = order.batch(within).to(runtime.device)
-                views = random_views(store.images[index], info)
-                sums += objective.step(runtime.images(normalise(to_unit(views), info)), store.labels[index])
-                cost.optimiser_steps += 2  # student and head
-                cost.teacher_queries += settings.batch_size
+        store = ImageStore(_capacity(readers.values(), data, settings), info.shape, runtime)
+        run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
+        if state:
+            run.load_state(state["run"])
+            first, rows, best = state["turn"], state["rows"], state["best"]
+        else:
+            bank.truncate(0)
+        if data is not None:
+            store.append(*read_split(data, "train"))
+        for reader in (*readers.values(), *([bank.reader()] if synthesizer.keeps_images else [])):
+            if len(reader):
+                arrays = reader.load()
+                store.append(arrays.images, arrays.labels)
+        history = History(output.parent / "tensorboard", rows)
+        for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
-            if within == settings.kd_steps - 1:
-                row = _row(epoch, rate_at(settings, epoch), objective.terms, sums / settings.kd_steps, made_terms, store.count)
+            with run.cost.measure(runtime):
+                if turn.step < 0:
+                    run.synthesize(turn, stop)
+                else:
+                    run.distill(turn)
+            if turn.last:
+                run.keep_sample(turn.epoch)
+                row = run.row(turn.epoch)
                 logits = predict(student, test_images, info, runtime)
                 row |= {"acc1": accuracy(logits, test_labels), "agree1": accuracy(logits, teacher_answers)}
                 history.append(row)
-                sums.zero_()
                 if row["acc1"] > best["acc1"]:
-                    best = {"acc1": row["acc1"], "epoch": epoch + 1, "model": _copy(student.state_dict())}
-                note = f"epoch {epoch + 1}  loss {row['loss']:.3f}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
-                save(step + 1)
-            steps.advance(note=note)
+                    weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+                    best = {"acc1": row["acc1"], "epoch": turn.epoch + 1, "model": weights}
+                note = f"epoch {turn.epoch + 1}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
+                note += f"  loss {row['loss']:.3f}" if "loss" in row else ""
+            if turn.last or stop:
+                checkpoint.save({"turn": number + 1, "run": run.state(), "rows": history.rows, "best": best})
+            bar.advance(note=note)
             if stop:
-                save(step + 1)
                 stop.stop()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
     history.write_csv(output.parent / "history.csv")
     history.close()
-    write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
-    card = WeightsCard(
+    write_json(output.parent / "cost.json", {**run.cost.as_dict(), "hardware": runtime.describe()})
+    student_card = WeightsCard(
         architecture=architecture,
         dataset=info,
         role="student",
@@ -167,37 +283,36 @@ def distill(
         versions=versions(),
         revision=revision(),
         lineage=lineage,
+        notes=synthesizer.notes,
     )
-    saved = save_weights(output, student, card)
+    saved = save_weights(output, student, student_card)
+    if synthesizer.generator is not None:
+        generator_card = student_card.model_copy(
+            update={"architecture": f"{method} generator", "role": "generator", "metrics": {}}
+        )
+        save_weights(output.parent / "generator.safetensors", synthesizer.generator, generator_card)
     student.load_state_dict(best["model"])
     measured = {"acc1": best["acc1"], "epoch": float(best["epoch"])}
-    save_weights(output.parent / "best.safetensors", student, card.model_copy(update={"metrics": measured}))
+    save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
     checkpoint.remove()
     return saved
 
 
-def _filled_store(readers: Sequence[BankReader], settings: DistillSettings, info: DatasetInfo, runtime: Runtime) -> ImageStore:
-    """Everything that the student sees, uint8 on the device, with room for all that the run will make."""
-    room = settings.epochs * settings.synthesis_batch_size
-    store = ImageStore(sum(len(reader) for reader in readers) + room, info.shape, runtime)
-    for reader in readers:
-        if len(reader):
-            arrays = reader.load()
-            store.append(arrays.images, arrays.labels)
-    return store
-
-
-def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
+def _capacity(readers: Iterable[BankReader], data: Path | None, settings: MethodSettings) -> int:
+    """Room for everything that the student sees: the banks, the real images of the control, and all that the run will make."""
+    own = count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
+    kept = 0 if isinstance(settings, SampledSettings) else own
+    return sum(len(reader) for reader in readers) + kept + (len(read_split(data, "train")[0]) if data else 0)
 
 
 def _bank_meta(
     card: WeightsCard,
-    readers: dict[Path, BankReader],
-    settings: DistillSettings,
+    readers: Mapping[Path, BankReader],
+    settings: MethodSettings,
     seed: int,
     method: str,
     architecture: str,
+    notes: Mapping[str, str],
 ) -> BankMeta:
     lineage: list[dict[str, Any]] = [{"stage": "teacher", "architecture": card.architecture, "sha256": card.sha256}]
     lineage += [{"stage": bank.meta.stage, "bank": path.stem, "images": len(bank)} for path, bank in readers.items()]
@@ -211,17 +326,5 @@ def _bank_meta(
         settings=settings.model_dump(),
         seed=seed,
         lineage=lineage,
-        extra={"method": method, "student": architecture},
+        extra={"method": method, "student": architecture, **notes},
     )
-
-
-def _row(
-    epoch: int, rate: float, names: Sequence[str], means: torch.Tensor, made: dict[str, float], images: int
-) -> dict[str, float]:
-    """A history row. Raises a `UserError` when a term is not finite."""
-    row = {"epoch": epoch + 1, "lr": rate, **dict(zip(names, means.tolist(), strict=True))}
-    row |= {f"g_{name}": value for name, value in made.items()} | {"images": images}
-    for name, value in row.items():
-        if not math.isfinite(value):
-            raise UserError(f"epoch {epoch + 1}: {name} is not finite; lower lr (or lr_g) and run again.")
-    return row

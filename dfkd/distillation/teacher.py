@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.checkpoint import Checkpoint, file_sha256, write_json
-from dfkd.config import STAGE_VERSIONS, TeacherSettings
+from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.views import normalise, random_views, to_unit
@@ -22,6 +22,7 @@ from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.settings import TeacherSettings
 
 
 def rate_at(settings: TeacherSettings, epoch: int) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from dfkd.checkpoint import write_json
-from dfkd.config import EvaluateSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.errors import UserError
@@ -19,6 +18,7 @@ from dfkd.evaluation.predict import predict, write_predictions
 from dfkd.models.weights import WeightsCard, load_model, read_card
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, progress
+from dfkd.settings import EvaluateSettings
 
 logger = logging.getLogger(__name__)
 

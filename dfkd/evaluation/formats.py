@@ -137,6 +137,7 @@ class ResultFile(Part):
     format_version: int = FORMAT_VERSION
     dataset: str
     method: str
+    data_free: bool = Field(description="whether the student saw no real training image; false for the control on real images")
     teacher: TeacherSummary
     student: StudentSummary
     seeds: list[int] = Field(min_length=1, description="one student per seed")

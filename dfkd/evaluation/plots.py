@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
-    "axes.prop_cycle": cycler(color=["#0b5394", "#cc4c02", "#3a7d44", "#7b3294", "#666666"]),
+    "axes.prop_cycle": cycler(color=["#0b5394", "#cc4c02", "#3a7d44", "#7b3294", "#666666", "#b58900", "#00838f", "#ad1457"]),
 }
 MOST_LABELLED = 20  # classes up to which a confusion matrix carries names and numbers
 
@@ -47,6 +47,8 @@ def plot_history(history: str | Path, output: str | Path, title: str = "") -> No
     columns = read_history(history)
     panels = []
     for name, labels, log in PANELS:
+        if "g_loss" in labels:  # what else a method's generator minimises is drawn under its own name
+            labels = {**labels, **{key: key[2:] for key in columns if key.startswith("g_") and key not in labels}}
         present = {key: label for key, label in labels.items() if any(math.isfinite(value) for value in columns.get(key, []))}
         if present:
             panels.append((name, present, log))

@@ -12,6 +12,7 @@ from typing import Any
 
 from dfkd.bank.reader import BankReader
 from dfkd.checkpoint import file_sha256, read_json
+from dfkd.config import check_method
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import (
     SUMMARISED,
@@ -29,6 +30,7 @@ from dfkd.evaluation.formats import (
 )
 from dfkd.evaluation.published import matching
 from dfkd.evaluation.show import show
+from dfkd.methods import METHODS
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import cpu_name
 
@@ -62,8 +64,10 @@ def collect(
         output: the result file.
 
     Raises:
-        UserError: a file is missing, broken or of another target, a seed occurs twice, or the teachers differ.
+        UserError: an unknown method, a file that is missing, broken or of another target, a seed that occurs twice, or
+            teachers that differ.
     """
+    check_method(method)
     files = _read_metrics(dataset, teacher, student, method, metrics)
     read = {stage: [_read_cost(path) for path in paths] for stage, paths in costs.items()}
     first = files[0]
@@ -71,6 +75,7 @@ def collect(
     result = ResultFile(
         dataset=dataset,
         method=method,
+        data_free=not METHODS[method].real,
         teacher=TeacherSummary(name=teacher, params=first.teacher.params, acc1=first.teacher.acc1),
         student=StudentSummary(name=student, params=first.student.params),
         seeds=[file.seed for file in files],

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from dfkd.evaluation.formats import Amounts, ResultFile, Statistic, read_result
 from dfkd.evaluation.published import PublishedFigure
+from dfkd.methods import METHODS
 
 # key of the result, name, decimals, unit
 ROWS = (
@@ -45,6 +46,8 @@ def show(path: str | Path, console: Console | None = None) -> None:
         kept = "" if rate is None else f", {100 * rate:.1f} % of them kept by the fidelity filter"
         variations = f"; variations: {result.augmentation.backend}{kept}"
     console.print(f"method {result.method}, {seeds}{variations}", highlight=False)
+    if not result.data_free:
+        console.print("[bold]not data-free[/]: the student was trained on the real images", highlight=False)
     console.print()
     console.print(metrics_table(result))
     _print_published(result, console)
@@ -122,11 +125,13 @@ def cost_table(result: ResultFile) -> Table:
 
 
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:
-    """PNGs beside the teacher, the banks and the runs of this result, below the folder `results` that holds it."""
-    root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "banks").is_dir()), path.parent)
+    """PNGs beside the teacher, the banks (if the method uses any) and the runs of this result, below its folder `results`."""
+    root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
     source = f"{result.dataset}_{result.teacher.name}"
-    pair = f"{source}_{result.student.name}"
-    for folder in (root / "teachers" / source, root / "banks" / source, root / "runs" / result.method / pair):
+    method = METHODS.get(result.method)
+    banks = [root / "banks" / source] if method is None or method.banks else []
+    run = root / "runs" / result.method / f"{source}_{result.student.name}"
+    for folder in (root / "teachers" / source, *banks, run):
         yield from sorted(folder.rglob("*.png"))
 
 

@@ -1,4 +1,4 @@
-"""Generators of the data-free literature: latent vector → image in [0, 1], and their re-initialisation."""
+"""Generators of the data-free literature: latent vector → image, and their re-initialisation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from dfkd.errors import UserError
 
 
-def _up(inputs: int, outputs: int) -> list[nn.Module]:
+def _up(inputs: int, outputs: int, bias: bool = False) -> list[nn.Module]:
     """Nearest up-sampling by 2, 3×3 convolution, BatchNorm, leaky ReLU."""
     return [
         nn.Upsample(scale_factor=2.0, mode="nearest"),
-        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=bias),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(0.2, inplace=True),
     ]
@@ -23,7 +23,7 @@ def _up(inputs: int, outputs: int) -> list[nn.Module]:
 class _Generator(nn.Module):
     """A linear layer to `first` maps of a quarter of the image size, two up-sampling stages, a convolution, a sigmoid."""
 
-    def __init__(self, latent_size: int, channels: int, image_size: int, first: int, width: int) -> None:
+    def __init__(self, latent_size: int, channels: int, image_size: int, first: int, width: int, bias: bool = False) -> None:
         super().__init__()
         if image_size < 4 or image_size % 4:
             raise UserError(f"image size {image_size}: a generator makes images whose size is a multiple of 4; choose another.")
@@ -31,14 +31,21 @@ class _Generator(nn.Module):
         side = image_size // 4
         self.start = nn.Sequential(nn.Linear(latent_size, first * side**2), nn.Unflatten(1, (first, side, side)))
         self.body = nn.Sequential(
-            nn.BatchNorm2d(first), *_up(first, 2 * width), *_up(2 * width, width), nn.Conv2d(width, channels, 3, 1, 1)
+            nn.BatchNorm2d(first),
+            *_up(first, 2 * width, bias),
+            *_up(2 * width, width, bias),
+            nn.Conv2d(width, channels, 3, 1, 1),
         )
 
     def forward(self, z: Tensor) -> Tensor:
         """Latents [B,latent_size] → images [B,channels,image_size,image_size] in [0, 1], fp32 under autocast too."""
+        return torch.sigmoid(self._unbounded(z))
+
+    def _unbounded(self, z: Tensor) -> Tensor:
+        """What the last convolution makes of latents, in fp32."""
         images = self.body(self.start(z))
         # bf16 has 8 significant bits: too few for the loss of an image that is kept with 8 bits.
-        return torch.sigmoid(images.to(torch.promote_types(images.dtype, torch.float32)))
+        return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 class Generator(_Generator):
@@ -53,6 +60,22 @@ class LargeGenerator(_Generator):
 
     def __init__(self, latent_size: int, channels: int, image_size: int, width: int = 64) -> None:
         super().__init__(latent_size, channels, image_size, 4 * width, width)
+
+
+class GeneratorA(_Generator):
+    """The 32-pixel generator of DFAD: the small one with biases, a tanh and a BatchNorm without weights at its end.
+
+    Its images are what the networks take, zero mean and unit variance per channel of a batch, and not in [0, 1]; so it is no
+    choice of the methods' `generator` setting.
+    """
+
+    def __init__(self, latent_size: int, channels: int, image_size: int, width: int = 64) -> None:
+        super().__init__(latent_size, channels, image_size, 2 * width, width, bias=True)
+        self.whiten = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents [B,latent_size] → normalised images [B,channels,image_size,image_size], fp32 under autocast too."""
+        return self.whiten(torch.tanh(self._unbounded(z)))
 
 
 GENERATORS: dict[str, Callable[[int, int, int, int], _Generator]] = {"small": Generator, "large": LargeGenerator}

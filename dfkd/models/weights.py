@@ -36,7 +36,7 @@ class WeightsCard(BaseModel):
 
     architecture: str
     dataset: DatasetInfo
-    role: Literal["teacher", "student", "diffusion"]
+    role: Literal["teacher", "student", "diffusion", "generator"]
     stage: str
     stage_version: int
     settings: dict[str, Any]
@@ -47,6 +47,7 @@ class WeightsCard(BaseModel):
     revision: str = Field(default_factory=revision)
     sha256: str = ""  # of the safetensors file; filled by `save_weights`
     lineage: dict[str, str] = {}  # what it was made from → SHA-256
+    notes: dict[str, str] = {}  # what else a reader has to know of how it was made
 
 
 def save_weights(path: str | Path, model: nn.Module, card: WeightsCard) -> WeightsCard:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from torch import nn
+
 from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint, write_json
-from dfkd.config import STAGE_VERSIONS, InitBankSettings
+from dfkd.config import STAGE_VERSIONS
 from dfkd.errors import UserError
 from dfkd.models.weights import load_model
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.settings import InitBankSettings
 from dfkd.synthesis.inversion import GeneratorInversion
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ def init_bank(
     """
     model, card = load_model(teacher, runtime)
     info = card.dataset
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        raise UserError(f"{teacher}: inversion needs BatchNorm layers; {card.architecture} has none.")
     batches = shard_range(settings.batches, *shard)
     identity = {
         "stage": "init-bank",
@@ -90,8 +95,6 @@ def init_bank(
         bn=settings.bn,
         oh=settings.oh,
     )
-    if not inversion.statistics.layers:
-        raise UserError(f"{teacher}: inversion needs BatchNorm layers; {card.architecture} has none.")
 
     with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
         bank.truncate(bank.blocks // records * records)
@@ -102,9 +105,9 @@ def init_bank(
                     seed_everything(settings.seed, "init-bank", batch)
                     made = inversion.synthesize(stop)
                     bank.append_images(made.images, made.labels, made.scores)
-                cost.images += len(made.images)
-                cost.optimiser_steps += settings.steps
-                cost.teacher_queries += len(made.images) * (settings.steps + 1)
+                cost.images += made.count
+                cost.optimiser_steps += made.optimiser_steps
+                cost.teacher_queries += made.teacher_queries
                 checkpoint.save({"cost": cost.as_dict()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
                 if stop:

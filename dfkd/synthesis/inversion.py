@@ -7,39 +7,29 @@ kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
-from dfkd.errors import UserError
+from dfkd.datasets.views import normalise, random_views, to_bytes
 from dfkd.models.generators import GENERATORS, reset_n02
 from dfkd.runtime import Runtime, StopRequest
+from dfkd.synthesis.contrastive import Contrast
 from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
+from dfkd.synthesis.synthesizer import Best, Synthesis, clear_moments, teacher_scores
 
 # An additional term: (views [B,C,H,W] normalised, labels [B], teacher's logits [B,K]) -> scalar to be minimised.
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class Synthesis:
-    """A batch of synthesised images with what is known of them."""
-
-    images: torch.Tensor  # uint8 [B,C,H,W], on the CPU
-    labels: torch.Tensor  # int64 [B]
-    scores: dict[str, torch.Tensor]  # float32 [B] each
-    terms: dict[str, float]  # the loss of the kept iterate, term by term
 
 
 class GeneratorInversion:
     """Inverts one batch per call. The generator, the latent and their Adam are re-initialised in place.
 
     Minimises `bn` R_bn + `oh` CE(T(v), y) + term(v, y, T(v)) over the generator's weights and z, where v is the normalised
-    random view (crop, flip) of x = G(z).
+    random view (crop, flip) of x = G(z). With a `contrast`, + its loss, which compares v with a second view of x.
     """
 
     def __init__(
@@ -58,9 +48,11 @@ class GeneratorInversion:
         oh: float,  # weight of the one-hot term
         term: Term | None = None,
         term_name: str = "term",
+        contrast: Contrast | None = None,
     ) -> None:
         self.teacher, self.info, self.runtime = teacher, info, runtime
         self.steps, self.bn, self.oh, self.term, self.term_name = steps, bn, oh, term, term_name
+        self.contrast = contrast
         self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size, width)).train()
         self.latent = torch.zeros(batch_size, latent_size, device=runtime.device, requires_grad=True)
         parameters = [*self.generator.parameters(), self.latent]
@@ -79,9 +71,7 @@ class GeneratorInversion:
                 layer.reset_running_stats()
         with torch.no_grad():
             self.latent.copy_(torch.randn(self.latent.shape))
-        for state in self.optimiser.state.values():
-            for value in state.values():
-                value.zero_()
+        clear_moments(self.optimiser)
 
     def _losses(self, views: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The unweighted terms of a batch of normalised views."""
@@ -102,10 +92,8 @@ class GeneratorInversion:
         self._reset()
         count = len(self.latent)
         labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
-        best_loss = torch.full((), torch.inf, device=self.runtime.device)
-        best_images: torch.Tensor | None = None
-        best_terms: torch.Tensor | None = None
-        with self.statistics.recording():
+        best, contrast = Best(), self.contrast
+        with self.statistics.recording(), contrast.synthesis() if contrast else nullcontext():
             for _ in range(self.steps):
                 if stop:
                     stop.stop()
@@ -115,31 +103,21 @@ class GeneratorInversion:
                 views = normalise(random_views(images, self.info), self.info)
                 losses = self._teacher_losses(views, labels)
                 loss = self.bn * losses["bn"] + self.oh * losses["oh"] + losses.get(self.term_name, 0.0)
+                rows: list[torch.Tensor] = []
+                if contrast:
+                    with self.statistics.paused():
+                        losses["cr"], *rows = contrast.loss(images)
+                    loss = loss + contrast.weight * losses["cr"]
                 self.optimiser.zero_grad()
                 loss.backward()
                 self.optimiser.step()
-                # best so far is chosen on the device: no synchronisation in the loop
-                terms = torch.stack([loss.detach(), *(value.detach() for value in losses.values())])
-                better = loss.detach() < best_loss
-                best_loss = torch.where(better, loss.detach(), best_loss)
-                found = images.detach()
-                best_images = found if best_images is None else torch.where(better, found, best_images)
-                best_terms = terms if best_terms is None else torch.where(better, terms, best_terms)
-        assert best_images is not None
-        assert best_terms is not None
-        if not math.isfinite(best_loss.item()):
-            raise UserError(f"synthesis: the loss was not finite in any of {self.steps} steps; lower the generator's rate.")
-        kept = to_bytes(best_images)
-        names = ["loss", *losses]
-        found_terms = dict(zip(names, best_terms.tolist(), strict=True))
-        return Synthesis(kept.cpu().contiguous(), labels.cpu(), self._scores(kept, labels), found_terms)
-
-    @torch.no_grad()
-    def _scores(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the teacher says of the images as they are stored."""
-        with self.runtime.autocast():
-            logits = self.teacher(self.runtime.images(normalise(to_unit(images), self.info)))
-        log_p = logits.float().log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1)
-        own = log_p.gather(1, labels[:, None])[:, 0].exp()
-        return {"confidence": log_p.max(1).values.exp().cpu(), "label_probability": own.cpu(), "entropy": entropy.cpu()}
+                if contrast:
+                    contrast.step()
+                best.offer(loss, losses, images, *rows)
+        (images, *rows), terms = best.take()
+        if contrast:
+            contrast.bank.append(*rows)
+        kept = to_bytes(images)
+        scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
+        queries = count * (self.steps * (2 if contrast else 1) + 1)
+        return Synthesis(terms, kept.cpu().contiguous(), labels.cpu(), scores, count, self.steps, queries)

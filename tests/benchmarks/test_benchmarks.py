@@ -16,9 +16,9 @@ from benchmarks.settings import INFO, QUICK, Options, network
 from benchmarks.table import Row, Section, markdown
 from benchmarks.timing import Clock, take_turns
 from benchmarks.variants import COMPILED, EAGER, ORIGINAL, REFERENCE, step_rows
-from dfkd.config import DistillSettings
 from dfkd.datasets.views import rotations
-from dfkd.distillation.dda import DDA
+from dfkd.distillation.csd import CSDObjective
+from dfkd.methods import DDASettings
 from dfkd.runtime import Runtime
 from dfkd.synthesis.inversion import GeneratorInversion
 
@@ -80,23 +80,23 @@ def test_reference_keeps_the_habits():
 
 def test_reference_student_has_the_losses_of_the_package():
     teacher, student = network("wrn161", 0).requires_grad_(False), network("wrn161", 1)
-    settings = DistillSettings(batch_size=8, synthesis_batch_size=2)
-    dda = DDA(teacher, student, INFO, settings, Runtime.create("reference", "cpu"))
+    settings = DDASettings(batch_size=8)
+    objective = CSDObjective(teacher, student, INFO, settings, Runtime.create("reference", "cpu"))
     original = reference.OriginalDistillation(teacher, student, INFO, settings, CPU)
-    original.aligner.load_state_dict(dda.aligner.state_dict())
-    original.head.load_state_dict(dda.head.state_dict())
+    original.aligner.load_state_dict(objective.aligner.state_dict())
+    original.head.load_state_dict(objective.head.state_dict())
     images = torch.randn(8, *INFO.shape, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8)
     student.train()
     original.student.train()
-    expected, found = dda._losses(images, labels), original.losses(images, labels)
+    expected, found = objective.losses(images, labels), original.losses(images, labels)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-4)
         assert value.item() > 1e-3
-    dda.step(images, labels)
+    objective.step(images, labels)
     original.step(images, labels)
-    for ours, theirs in zip(dda.head.parameters(), original.head.parameters(), strict=True):
+    for ours, theirs in zip(objective.head.parameters(), original.head.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(student.parameters(), original.student.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd.config import DatasetSettings
 from dfkd.datasets.folder import decode, folder_source
 from dfkd.errors import UserError
+from dfkd.settings import DatasetSettings
 
 
 def encoded(image, format="PNG", **options):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd.config import DatasetSettings, read_yaml
+from dfkd.config import read_yaml
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepare import info_from_settings, prepare
 from dfkd.datasets.prepared import read_info, read_provenance, read_split, split_names, write_prepared
 from dfkd.datasets.sources import TORCHVISION
 from dfkd.errors import UserError
+from dfkd.settings import DatasetSettings
 
 SHIPPED = read_yaml(Path(__file__).parents[2] / "config" / "datasets.yaml")
 

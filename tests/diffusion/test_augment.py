@@ -12,7 +12,6 @@ from tiny_pipeline import save_tiny_pipeline
 from dfkd.bank.format import BankMeta
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
-from dfkd.config import AugmentSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.diffusion import augment as stage
 from dfkd.diffusion.augment import augment, choose_parents
@@ -20,6 +19,7 @@ from dfkd.errors import UserError
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.runtime import Runtime, Stopped
+from dfkd.settings import AugmentSettings
 
 INFO = DatasetInfo(
     name="tiny", classes=["a", "b", "c"], image_size=16, channels=1, mean=[0.5], std=[0.5], crop_padding=0, flip=False

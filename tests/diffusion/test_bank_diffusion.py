@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dfkd.checkpoint import Checkpoint
-from dfkd.config import AugmentSettings, BankDiffusionSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.diffusion import bank_diffusion
 from dfkd.diffusion.backends import create_backend, image_generators, image_noise
@@ -12,6 +11,7 @@ from dfkd.diffusion.bank_diffusion import BankDiffusion, build_unet, learning_ra
 from dfkd.errors import UserError
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, Stopped, StopRequest
+from dfkd.settings import AugmentSettings, BankDiffusionSettings
 
 INFO = DatasetInfo(
     name="bars", classes=["upright", "lying"], image_size=8, channels=1, mean=[0.5], std=[0.5], crop_padding=0, flip=True

@@ -4,13 +4,13 @@ from tiny_pipeline import save_tiny_clip
 from torch import nn
 
 from dfkd.bank.format import Block
-from dfkd.config import AugmentSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.diffusion import fidelity
 from dfkd.diffusion.image_variations import clip_input
 from dfkd.errors import UserError
 from dfkd.runtime import Runtime
+from dfkd.settings import AugmentSettings
 
 INFO = DatasetInfo(
     name="tiny", classes=["a", "b", "c"], image_size=4, channels=1, mean=[0.25], std=[0.5], crop_padding=0, flip=False

@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny_pipeline import save_tiny_pipeline, save_tiny_taesd
 
-from dfkd.config import AugmentSettings, ImageVariationsSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.diffusion.backends import create_backend
 from dfkd.diffusion.image_variations import SCHEDULERS, bank_output, check_not_blank, clip_input
 from dfkd.errors import UserError
 from dfkd.runtime import Runtime
+from dfkd.settings import AugmentSettings, ImageVariationsSettings
 
 INFO = DatasetInfo(
     name="tiny", classes=["a", "b"], image_size=8, channels=3, mean=[0.5] * 3, std=[0.5] * 3, crop_padding=0, flip=False

@@ -9,16 +9,17 @@ import torch
 
 from dfkd.bank.reader import BankReader
 from dfkd.checkpoint import read_json
-from dfkd.config import DistillSettings, TeacherSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.distillation import distill as student_stage
 from dfkd.distillation import teacher as teacher_stage
 from dfkd.errors import UserError
+from dfkd.methods import DDASettings
 from dfkd.models import build_model
 from dfkd.models.weights import load_model, read_card, save_weights
+from dfkd.settings import TeacherSettings
 
-STUDENT = DistillSettings(
+STUDENT = DDASettings(
     precision="reference",
     epochs=4,
     kd_steps=25,
@@ -38,11 +39,6 @@ def test_teacher_schedules():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
     cosine = settings.model_copy(update={"schedule": "cosine"})
     assert [teacher_stage.rate_at(cosine, epoch) for epoch in (0, 100)] == pytest.approx([0.1, 0.05])
-
-
-def test_student_schedule_is_cosine_to_zero():
-    settings = DistillSettings()
-    assert [student_stage.rate_at(settings, epoch) for epoch in (0, 100, 199)] == pytest.approx([0.1, 0.05, 6.17e-6], rel=1e-3)
 
 
 def test_teacher_learns_and_says_what_it_is(tiny_teacher, tiny_data):
@@ -130,14 +126,16 @@ def test_another_seed_is_another_student(tiny_teacher, tiny_bank, tiny_data, ref
 
 
 def test_refusals(tiny_teacher, tiny_bank, tiny_data, reference, tmp_path):
-    def run(bank=tiny_bank, test=tiny_data.test, method="dda", weights=tiny_teacher):
+    def run(bank=tiny_bank, test=tiny_data.test, method="dda", weights=tiny_teacher, data=None):
         output = tmp_path / "run" / "student.safetensors"
         with pytest.raises(UserError) as caught:
-            student_stage.distill(weights, [bank], "wrn101", test, STUDENT, 0, output, tmp_path / "c", reference, method)
+            student_stage.distill(weights, [bank], "wrn101", test, STUDENT, 0, output, tmp_path / "c", reference, method, data)
         assert not output.exists()
         return str(caught.value)
 
-    assert "the nearest known: dda" in run(method="dad")
+    assert "unknown method 'dad'; the nearest known: " in run(method="dad")
+    assert "--data (real images) is for the control 'real'" in run(data=tiny_data.data)
+    assert "--data (real images) is for the control 'real'" in run(method="real")
     other_info = DatasetInfo(**{**tiny_data.info.model_dump(), "classes": ["a", "b", "c"]})
     images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     write_prepared(tmp_path / "o.test.h5", other_info, {"test": (images, torch.arange(3))}, {})

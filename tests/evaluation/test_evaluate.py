@@ -4,7 +4,6 @@ import h5py
 import pytest
 import torch
 
-from dfkd.config import EvaluateSettings
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.datasets.views import normalise
@@ -16,6 +15,7 @@ from dfkd.evaluation.predict import predict, read_predictions, write_predictions
 from dfkd.models import build_model, count_parameters
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.runtime import Runtime
+from dfkd.settings import EvaluateSettings
 
 INFO = DatasetInfo(
     name="tiny", classes=["a", "b", "c"], image_size=8, channels=1, mean=[0.3], std=[0.2], crop_padding=1, flip=False

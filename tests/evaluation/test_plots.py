@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dfkd.errors import UserError
+from dfkd.evaluation import plots
 from dfkd.evaluation.plots import plot_confusion, plot_history, read_history
 
 HEADER = "epoch,lr,loss,kd,ce,feature,head,g_loss,g_bn,g_oh,g_csd,acc1,agree1,images"
@@ -61,6 +62,19 @@ def test_a_panel_for_each_group_that_is_there(tmp_path):
     assert full[0] == teacher[0]
     assert full[1] > 1.8 * teacher[1]  # five panels in two rows against three in one
     assert ink(tmp_path / "full.png") > 0.02
+
+
+def test_terms_of_any_method_are_drawn_under_their_own_names(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "_draw_panel", lambda axes, columns, name, labels, log: drawn.update({name: labels}))
+    (tmp_path / "dafl.csv").write_text("epoch,lr,loss,g_loss,g_oh,g_balance,acc1\n1,0.1,2,5,1,-2,50\n2,0.1,1,4,1,-2,60\n")
+    plot_history(tmp_path / "dafl.csv", tmp_path / "dafl.png")
+    assert drawn["Generator's loss"] == {"g_loss": "total", "g_oh": "one-hot", "g_balance": "balance"}
+    assert drawn["Student's loss"] == {"loss": "total"}
+    (tmp_path / "real.csv").write_text("epoch,lr,loss,images,acc1\n1,0.1,2,60,50\n")  # a method that makes nothing
+    drawn.clear()
+    plot_history(tmp_path / "real.csv", tmp_path / "real.png")
+    assert "Generator's loss" not in drawn
 
 
 def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):

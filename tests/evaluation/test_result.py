@@ -14,6 +14,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import MetricsFile, read_result, result_schema
 from dfkd.evaluation.result import collect, show, summarise
+from dfkd.methods import METHODS
 
 TEACHER = "t" * 64
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "result.schema.json"
@@ -91,6 +92,7 @@ def test_result_file(job):
     assert content["teacher"] == {"name": "wrn402", "params": 2243546, "acc1": 94.87}
     assert content["student"] == {"name": "wrn161", "params": 175066}
     assert content["seeds"] == [0, 1, 2]
+    assert content["data_free"] is True
     assert content["acc1"] == {"mean": 89.0, "std": 1.0, "per_seed": [88.0, 90.0, 89.0]}
     assert content["agree1"]["mean"] == 90.0
     assert content["best_acc1"] == {"mean": 91.0, "std": 0.0, "per_seed": [91.0] * 3}
@@ -141,6 +143,7 @@ def test_schema_refuses_what_is_no_result(job):
         ({"seeds": []}, "seeds"),
         ({"acc1": {"mean": "high", "std": None, "per_seed": []}}, "acc1"),
         ({"surprise": 1}, "surprise"),
+        ({"data_free": "yes"}, "data_free"),
         ({"format_version": "one"}, "format_version"),
     ):
         write_json(job["output"], good | change)
@@ -173,6 +176,8 @@ def test_metrics_of_other_targets_are_refused(job, change, words):
 
 
 def test_broken_inputs_are_refused(job, tmp_path):
+    with pytest.raises(UserError, match=r"unknown method 'dad'; the nearest known: .*dda"):
+        collect(**job | {"method": "dad"})
     with pytest.raises(UserError, match="no metrics file given"):
         collect(**job | {"metrics": []})
     write_json(tmp_path / "cost.json", {"seconds": 1})
@@ -206,6 +211,38 @@ def test_show(job):
     assert "3 min 00 s" in text
     assert text.index("init.png") < text.index("history.png")
     assert max(len(line) for line in text.splitlines() if "/" not in line) <= 100
+
+
+def of_method(job, method, tmp_path):
+    """The arguments for one seed of another method, one that starts from no bank."""
+    folder = tmp_path / "results" / "runs" / method / "cifar10_wrn402_wrn161" / "seed0"
+    metrics = [write_metrics(folder / "metrics.json", method=method)]
+    (folder / "curves.png").write_bytes(b"")
+    costs = {stage: job["costs"][stage][:1] for stage in ("teacher", "distill")}
+    output = tmp_path / "results" / method / "cifar10_wrn402_wrn161.json"
+    return job | {"method": method, "metrics": metrics, "variations": None, "costs": costs, "output": output}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_control_on_real_images_is_not_data_free(job, method, tmp_path):
+    job = of_method(job, method, tmp_path)
+    collect(**job)
+    assert json.loads(job["output"].read_text())["data_free"] is (method != "real")
+    assert ("not data-free" in shown(job["output"])) is (method == "real")
+
+
+def test_a_method_without_banks_has_its_pictures_and_costs(job, tmp_path):
+    job = of_method(job, "dafl", tmp_path)
+    collect(**job)
+    content = json.loads(job["output"].read_text())
+    assert set(content["cost"]) == {"teacher", "distill"}
+    assert content["augmentation"] is None
+    text = shown(job["output"])
+    assert "curves.png" in text
+    grid = tmp_path / "results" / "banks" / "cifar10_wrn402" / "init.png"
+    grid.parent.mkdir(parents=True)
+    grid.write_bytes(b"")  # of another method's run of this teacher
+    assert "init.png" not in shown(job["output"])
 
 
 def test_show_one_seed_of_an_unpublished_pair(job):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dfkd.errors import UserError
 from dfkd.models import count_parameters
-from dfkd.models.generators import GENERATORS, Generator, LargeGenerator, reset_n02
+from dfkd.models.generators import GENERATORS, Generator, GeneratorA, LargeGenerator, reset_n02
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,30 @@ def test_size_equals_the_published_one(name: str, latent_size: int, image_size: 
     assert count_parameters(model) == parameters
     with torch.no_grad():
         assert model(torch.zeros(2, latent_size)).shape == (2, 3, image_size, image_size)
+
+
+@pytest.mark.parametrize(("latent_size", "channels", "parameters"), [(100, 1, 1_049_985), (256, 3, 2_329_091)])
+def test_dfads_generator_has_the_published_size(latent_size: int, channels: int, parameters: int) -> None:
+    model = GeneratorA(latent_size, channels, 32)
+    assert count_parameters(model) == parameters
+    assert "dfad" not in GENERATORS  # its images are not in [0, 1]
+
+
+def test_dfads_generator_makes_normalised_images() -> None:
+    torch.manual_seed(0)
+    model = GeneratorA(16, 3, 16, width=8)
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    z = torch.randn(32, 16)
+    images = model(z)
+    assert images.shape == (32, 3, 16, 16)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    torch.testing.assert_close(images.var((0, 2, 3), correction=0), torch.ones(3), rtol=1e-2, atol=0)
+    whitened = torch.tanh(model.body(model.start(z)))
+    mean, variance = whitened.mean((0, 2, 3), keepdim=True), whitened.var((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(images, (whitened - mean) / (variance + 1e-5).sqrt(), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(z).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", [Generator, LargeGenerator])

@@ -4,10 +4,10 @@ import torch
 from dfkd.bank.merge import merge_banks
 from dfkd.bank.reader import BankReader
 from dfkd.checkpoint import read_json
-from dfkd.config import InitBankSettings
 from dfkd.errors import UserError
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, save_weights
+from dfkd.settings import InitBankSettings
 from dfkd.synthesis.init_bank import init_bank, shard_range
 
 SETTINGS = InitBankSettings(precision="reference", batches=5, batch_size=6, steps=3, latent_size=8, width=4)

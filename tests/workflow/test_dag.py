@@ -5,6 +5,8 @@ import sys
 import yaml
 from workflow_tools import ROOT, jobs_in, plan
 
+from dfkd.methods import METHODS
+
 TARGET = "results/cifar10_wrn402_wrn161.json"
 
 # Snakemake in a process in which torch cannot be imported and no connection can be opened.
@@ -40,7 +42,7 @@ def test_the_plan_needs_no_network_and_no_torch(workflow):
 def test_mistakes_end_in_one_sentence_and_status_2(workflow):
     mistakes = {
         "unknown data set 'cifar1'; the nearest known: cifar10": plan("results/cifar1_wrn402_wrn161.json"),
-        "unknown method 'dad'; the nearest known: dda": plan("results/dad/cifar10_wrn402_wrn161.json"),
+        "unknown method 'dad'; the nearest known: dfad, dda": plan("results/dad/cifar10_wrn402_wrn161.json"),
         f"did you mean {TARGET}?": plan("results/cifar10_wrn40_2_wrn16_1.json"),
         "unknown key 'seed'; the nearest known: seeds": plan(TARGET, config=["seed=3"]),
         "teacher settings: epochs: ": plan(TARGET, config=["teacher={defaults: {epochs: zero}}"]),
@@ -65,6 +67,42 @@ def test_the_config_decides_the_jobs(workflow):
     assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, "distill": 3, "evaluate": 3, "run_pictures": 3}
 
 
+def test_a_method_has_the_jobs_that_it_needs(workflow):
+    below = {"evaluate": 1, "run_pictures": 1, "result": 1}
+    bank = {"init_shard": 1, "init_bank": 1, "init_picture": 1}
+    wanted = {
+        "csd": {"prepare": 1, "teacher": 1, **bank, "distill": 1, **below},
+        "dafl": {"prepare": 1, "teacher": 1, "distill_generator": 1, **below},
+        "nayer": {"prepare": 1, "teacher": 1, "distill": 1, **below},
+        "real": {"prepare": 1, "teacher": 1, "distill_real": 1, **below},
+    }
+    answers = workflow.batch([plan(f"results/{method}/digits_wrn162_wrn161.json") for method in wanted])
+    assert [jobs_in(output) for _, output in answers] == list(wanted.values())
+
+
+def test_no_method_takes_the_training_split_but_the_control_on_real_images(workflow):
+    """Of every job of every method: its inputs (nothing is there yet, so all are named as a reason) and its command."""
+    targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in METHODS]
+    done = workflow("--cores", "1", "--dry-run", "--printshellcmds", "--", *targets)
+    assert done.returncode == 0, done.stdout
+    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (.*)$", done.stdout, re.MULTILINE)
+    assert len(jobs) == sum(jobs_in(done.stdout).values())
+    takers, methods = set(), set()
+    for reason, command in jobs:
+        stage = " ".join(command.split()[1:3])
+        if stage.startswith("distill"):
+            (method,) = re.findall(r"--method (\S+)", command)
+            methods.add(method)
+            stage = f"distill {method}"
+            assert "data/digits.test.h5" in reason  # the reason does name the inputs
+            assert ("generator.safetensors" in reason) is METHODS[method].generator
+        if re.search(r"data/\w+\.h5", reason + command):
+            takers.add(stage)
+    assert methods == set(METHODS)
+    assert takers == {"prepare digits", "teacher train", "distill real"}
+    assert [name for name, method in METHODS.items() if method.real] == ["real"]
+
+
 def test_lint_is_clean(workflow):
     done = workflow("--lint")
     assert done.returncode == 0, done.stdout
@@ -85,6 +123,25 @@ def rules():
     return found
 
 
+def relatives():
+    """Rules that are another with other files, by name: the rule whose contract they have, and their text."""
+    text = (ROOT / "workflow" / "rules" / "distill.smk").read_text()
+    found = re.findall(r"^use rule (\w+) as (\w+) with:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    return {name: (own, changes) for own, name, changes in found}
+
+
+def test_a_relative_of_a_rule_has_its_files_and_more():
+    files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
+    added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_real": ("input", {"data"})}
+    assert set(relatives()) == set(added)
+    for name, (section, names) in added.items():
+        own, changes = relatives()[name]
+        parts = [re.search(rf"^    {section}:\n((?:        .*\n)+)", text, re.MULTILINE)[1] for text in (rules()[own], changes)]
+        old, new = (dict(files.findall(part)) for part in parts)
+        assert {key: value for key, value in new.items() if key not in names} == old
+        assert set(new) - set(old) == names
+
+
 def test_every_rule_states_its_contract():
     for name, text in rules().items():
         stated = set(re.findall(r"^    (\w+):", text, re.MULTILINE))
@@ -98,5 +155,7 @@ def test_every_rule_states_its_contract():
 
 def test_the_cluster_profile_names_rules_that_exist():
     profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
-    assert set(profile["set-resources"]) <= set(rules())
+    assert set(profile["set-resources"]) <= {*rules(), *relatives()}
+    stopped = {name for name, wanted in profile["set-resources"].items() if "TERM" in wanted["slurm_extra"]}
+    assert stopped >= {"teacher", "init_shard", "augment", "distill", *relatives()}
     assert profile["slurm-status-command"] == "squeue"

@@ -59,6 +59,7 @@ def test_the_result_is_valid_and_complete(finished):
     result = json.loads((finished.folder / TARGET).read_text())
     jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
     assert (result["dataset"], result["method"], result["seeds"]) == ("digits", "dda", [0])
+    assert result["data_free"] is True
     assert (result["teacher"]["name"], result["student"]["name"]) == ("wrn162", "wrn161")
     assert set(result["cost"]) == {"teacher", "init-bank", "augment", "distill", "evaluate"}
     assert result["cost"]["init-bank"]["images"] == 80
@@ -100,6 +101,27 @@ def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_
     assert after["cost"]["distill"]["optimiser_steps"] > before["cost"]["distill"]["optimiser_steps"]
     assert after["provenance"]["config_hash"] != before["provenance"]["config_hash"]
     assert not (workflow.folder / "data" / "digits.h5").exists()
+
+
+def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path):
+    workflow = copy_of(finished, tmp_path)
+    small = {"precision": "reference", "epochs": 1, "rounds": 1, "kd_steps": 2, "batch_size": 16}
+    dafl = small | {"synthesis_batch_size": 16, "sample_images": 20, "latent_size": 16, "width": 8}
+    for name, settings in (("dafl", dafl), ("real", small)):
+        path = workflow.folder / "config" / "methods" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"defaults": settings}))
+    jobs = workflow.run("results/dafl/digits_wrn162_wrn161.json", "results/real/digits_wrn162_wrn161.json")
+    assert jobs == {"distill_generator": 1, "distill_real": 1, "evaluate": 2, "run_pictures": 2, "result": 2}
+    for method, data_free in (("dafl", True), ("real", False)):
+        result = json.loads((workflow.folder / "results" / method / "digits_wrn162_wrn161.json").read_text())
+        jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
+        assert (result["method"], result["data_free"], result["augmentation"]) == (method, data_free, None)
+        assert set(result["cost"]) == {"teacher", "distill", "evaluate"}
+        artefacts = {"test", "teacher", "student-seed0", "bank-seed0"} | ({"generator-seed0"} if method == "dafl" else set())
+        assert set(result["provenance"]["artefacts"]) == artefacts
+        run = workflow.folder / "results" / "runs" / method / "digits_wrn162_wrn161" / "seed0"
+        assert {path.name for path in run.iterdir()} >= {"bank.lmdb", "bank.png", "curves.png", "confusion.png"}
+        assert (run / "generator.safetensors").exists() is (method == "dafl")
 
 
 def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):

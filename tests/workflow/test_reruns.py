@@ -65,6 +65,27 @@ def test_nothing_below_the_teacher_takes_the_training_split(finished):
     assert len(calls) == 2 * 13  # prepare … result, and three pictures of a run
 
 
+def test_a_method_without_banks_does_not_depend_on_their_settings(finished):
+    targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in ("dafl", "real")]
+    jobs = finished.run(*targets)
+    below = {"evaluate": 2, "run_pictures": 2, "result": 2}
+    assert jobs == {"distill_generator": 1, "distill_real": 1, **below}
+    changes = {
+        "init_bank={overrides: {digits: {steps: 2100}}}": {},
+        "augment={overrides: {digits: {threshold: 0.123}}}": {},
+        "methods={dda: {overrides: {digits: {epochs: 2100}}}}": {},
+        "methods={dafl: {overrides: {digits: {epochs: 2100}}}}": {"distill_generator": 1, **dict.fromkeys(below, 1)},
+        "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, "distill_generator": 1, "distill_real": 1, **below},
+    }
+    answers = finished.batch([plan(*targets, config=[change]) for change in changes])
+    assert {change: jobs_in(output) for change, (_, output) in zip(changes, answers, strict=True)} == changes
+    training = re.compile(r"data/\w+\.h5")
+    calls = [call.split() for call in (finished.folder / "calls.txt").read_text().splitlines() if training.search(call)]
+    runs = [call for call in calls if call[0] == "distill"]
+    assert {call[call.index("--method") + 1] for call in runs} == {"real"}
+    assert {call[call.index("--data") + 1] for call in runs} == {"data/digits.h5"}
+
+
 def test_a_failed_stage_shows_its_sentence_and_leaves_no_output(finished):
     (finished.folder / "fail").touch()
     try:

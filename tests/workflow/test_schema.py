@@ -6,8 +6,10 @@ import jsonschema
 import pytest
 import yaml
 
-from dfkd.config import STAGES, Config, DatasetSettings, Settings, load_config
+from dfkd.config import STAGES, Config, load_config
+from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS, MethodSettings
 from dfkd.schema import render
+from dfkd.settings import DatasetSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads(render())
@@ -39,6 +41,8 @@ def test_the_shipped_config_fits_both():
         {"teacher": {"overrides": {"digits": {"epochs": 0}}}},
         {"augment": {"defaults": {"bank_diffusion": {"strength": 2}}}},
         {"methods": {"dda": {"overrides": {"digits": {"kd_step": 3}}}}},
+        {"methods": {"dafl": {"defaults": {"kd": 3}}}},
+        {"methods": {"dad": {}}},
         {"datasets": {"toy": {"source": "folder:x", "chanels": 1}}},
         {"imported": {"cifar10": "x.pth"}},
     ],
@@ -58,8 +62,29 @@ def settings_in(model):
 def test_the_readme_explains_every_key():
     text = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE))
-    models = [Config, DatasetSettings, *STAGES.values()]
+    models = [Config, DatasetSettings, *STAGES.values(), *(method.settings for method in METHODS.values())]
     models += [inner for model in STAGES.values() for inner in settings_in(model)]
     known = {name for model in models for name in model.model_fields}
     assert known - explained == set()
     assert explained - known == set()
+
+
+def test_the_readme_says_which_methods_have_a_key():
+    text = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    table = text.partition("### What methods add\n")[2].partition("\n## ")[0]
+    methods = [name for name in METHODS if name not in ALIASES]
+    said = {}
+    for key, cell in re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", table, re.MULTILINE):
+        names = cell.removeprefix("all but ").split(", ")
+        said[key] = {name for name in methods if (name in names) is not cell.startswith("all but ")}
+        assert set(names) <= set(methods)
+    own = {name: set(METHODS[name].settings.model_fields) - set(MethodSettings.model_fields) for name in methods}
+    assert said == {key: {name for name in methods if key in own[name]} for key in set().union(*own.values())}
+
+
+def test_every_method_has_a_file_and_a_page():
+    files = {path.stem for path in (ROOT / "config" / "methods").glob("*.yaml")}
+    assert files == set(METHODS) - set(ALIASES)
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md"))
+    assert [name for name in METHODS if f"results/{name}/" not in pages and name not in (*ALIASES, DEFAULT_METHOD)] == []
+    assert [name for name in (*ALIASES, DEFAULT_METHOD) if f"`{name}`" not in pages and f"{name}.yaml" not in pages] == []

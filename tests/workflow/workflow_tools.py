@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dfkd.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # `dfkd` of this checkout, whatever is installed.
@@ -33,6 +35,8 @@ beside = {{
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
     "evaluate": ["metrics.cost.json"],
 }}
+if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
+    beside["distill"] += ["generator.safetensors", "generator.json"]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
 paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
 for path in paths:

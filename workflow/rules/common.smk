@@ -83,6 +83,11 @@ def source_files(wildcards):
     )
 
 
+def any_of(names):
+    """A pattern of these names and no other; one that matches nothing if there are none."""
+    return "|".join(sorted(names)) or "(?!)"
+
+
 def check_imported():
     """Refuse an imported checkpoint that is absent: Snakemake would train a teacher in its place."""
     for pair, path in CONFIG.imported.items():
@@ -93,8 +98,8 @@ def check_imported():
 
 
 def imported_pairs():
-    """A pattern of the `dataset_teacher` pairs whose weights are imported; one that matches nothing if there are none."""
-    return "|".join(sorted(CONFIG.imported)) or "(?!)"
+    """A pattern of the `dataset_teacher` pairs whose weights are imported."""
+    return any_of(CONFIG.imported)
 
 
 def imported_file(wildcards):
@@ -122,17 +127,30 @@ def shard(wildcards):
     return wildcards.scatteritem.replace("-of-", "/")
 
 
+# The stages behind a bank. A method's other results do not depend on them.
+BANK_STAGES = {"init": ["init-bank"], "variations": ["init-bank", "augment"]}
+
+
+def bank_stages(wildcards):
+    """The stages that make the banks of the method, in their order."""
+    used = {
+        stage for bank in METHODS[wildcards.method].banks for stage in BANK_STAGES[bank]
+    }
+    return [stage for stage in ("init-bank", "augment") if stage in used]
+
+
 def method_banks(wildcards):
     """The teacher's banks that the method starts from."""
     return [
         f"results/banks/{wildcards.dataset}_{wildcards.teacher}/{bank}.lmdb"
-        for bank in METHOD_BANKS[wildcards.method]
+        for bank in METHODS[wildcards.method].banks
     ]
 
 
-def bank_options(wildcards, input):
-    """`--bank` for each of them."""
-    return [word for bank in input.banks for word in ("--bank", bank)]
+def image_options(wildcards, input):
+    """Where a run's images come from beside its own: `--bank` for each bank, `--data` for the control on real images."""
+    banks = [word for bank in input.banks for word in ("--bank", bank)]
+    return [*banks, *(["--data", input.data] if "data" in input.keys() else [])]
 
 
 def per_seed(*names):
@@ -145,19 +163,20 @@ def per_seed(*names):
     return files
 
 
+def generators(wildcards):
+    """The generators of every seed's run, of a method that keeps them."""
+    wanted = ["generator.safetensors"] if METHODS[wildcards.method].generator else []
+    return per_seed(*wanted)(wildcards)
+
+
 def bank_costs(wildcards):
-    """The cost files of the banks that the method starts from."""
+    """The cost files of the stages that make the method's banks."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
-    banks = METHOD_BANKS[wildcards.method]
-    shards = (
-        gather.init(f"{folder}/shards/{{scatteritem}}.cost.json")
-        if "init" in banks
-        else []
-    )
-    return [
-        *shards,
-        *([f"{folder}/variations.cost.json"] if "variations" in banks else []),
-    ]
+    files = {
+        "init-bank": gather.init(f"{folder}/shards/{{scatteritem}}.cost.json"),
+        "augment": [f"{folder}/variations.cost.json"],
+    }
+    return [path for stage in bank_stages(wildcards) for path in files[stage]]
 
 
 def bank_pictures(wildcards):
@@ -166,23 +185,20 @@ def bank_pictures(wildcards):
     names = {"init": ["init.png"], "variations": ["variations.png", "filter.png"]}
     return [
         f"{folder}/{name}"
-        for bank in METHOD_BANKS[wildcards.method]
+        for bank in METHODS[wildcards.method].banks
         for name in names[bank]
     ]
 
 
 def config_hash(wildcards):
     """SHA-256 of everything in the config that decides this result."""
-    stages = {
-        stage: resolve(stage, wildcards)
-        for stage in ("teacher", "init-bank", "augment", "distill", "evaluate")
-    }
+    stages = ["teacher", *bank_stages(wildcards), "distill", "evaluate"]
     dataset = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
     content = {
         "dataset": dataset,
-        "stages": stages,
+        "stages": {stage: resolve(stage, wildcards) for stage in stages},
         "seeds": CONFIG.seeds,
-        "versions": STAGE_VERSIONS,
+        "versions": {stage: STAGE_VERSIONS[stage] for stage in ("prepare", *stages)},
     }
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
@@ -196,8 +212,13 @@ def result_options(wildcards, input):
     costs += [("evaluate", path) for path in input.evaluate_costs]
     artefacts = [("test", input.test), ("teacher", input.weights)]
     artefacts += [(Path(path).stem, path) for path in input.banks]
-    for name, paths in (("student", input.students), ("bank", input.run_banks)):
-        for seed, path in zip(CONFIG.seeds, paths, strict=True):
+    runs = {
+        "student": input.students,
+        "bank": input.run_banks,
+        "generator": input.generators,
+    }
+    for name, paths in runs.items():
+        for seed, path in zip(CONFIG.seeds, paths):  # a method may keep no generator
             artefacts.append((f"{name}-seed{seed}", path))
     options = [("--metrics", path) for path in input.metrics]
     options += [("--cost", f"{stage}={path}") for stage, path in costs]

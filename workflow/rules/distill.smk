@@ -15,6 +15,10 @@ rule distill:
         "logs/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
     benchmark:
         "results/benchmarks/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
+    wildcard_constraints:
+        method=any_of(
+            name for name, own in METHODS.items() if not (own.generator or own.real)
+        ),
     conda:
         "../../environment.yml"
     threads: 8
@@ -25,12 +29,39 @@ rule distill:
     params:
         settings=settings_of("distill"),
         version=STAGE_VERSIONS["distill"],
-        banks=bank_options,
+        images=image_options,
         checkpoints="results/checkpoints/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}",
     message:
         "Distil {wildcards.teacher} into {wildcards.student} ({wildcards.dataset}) by {wildcards.method}, "
         "seed {wildcards.seed}"
     shell:
-        "dfkd distill --teacher {input.teacher:q} {params.banks:q} --method {wildcards.method:q} "
+        "dfkd distill --teacher {input.teacher:q} {params.images:q} --method {wildcards.method:q} "
         "--student {wildcards.student:q} --seed {wildcards.seed:q} --test {input.test:q} "
         "--settings {params.settings:q} --checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"
+
+
+# Methods whose generator lives for the whole run keep it too.
+use rule distill as distill_generator with:
+    output:
+        student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
+        best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
+        best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
+        history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
+        generator="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/generator.safetensors",
+        generator_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/generator.json",
+    wildcard_constraints:
+        method=any_of(name for name, own in METHODS.items() if own.generator),
+
+
+# The control on real images: the one run that is not data-free, for comparison.
+use rule distill as distill_real with:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        banks=method_banks,
+        test="data/{dataset}.test.h5",
+        data="data/{dataset}.h5",
+    wildcard_constraints:
+        method=any_of(name for name, own in METHODS.items() if own.real),

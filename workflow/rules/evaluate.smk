@@ -102,6 +102,7 @@ rule result:
         evaluate_costs=per_seed("metrics.cost.json"),
         students=per_seed("student.safetensors"),
         run_banks=per_seed("bank.lmdb"),
+        generators=generators,
         weights="results/teachers/{dataset}_{teacher}/weights.safetensors",
         teacher_cost="results/teachers/{dataset}_{teacher}/cost.json",
         banks=method_banks,

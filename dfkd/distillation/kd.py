@@ -1,0 +1,36 @@
+"""Plain distillation: the student imitates the teacher's answers (Hinton et al., arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from dfkd.distillation.objective import Objective
+from dfkd.synthesis.priors import kl_divergence
+
+if TYPE_CHECKING:
+    from dfkd.methods import MethodSettings
+
+
+def imitation(student: torch.Tensor, teacher: torch.Tensor, settings: MethodSettings) -> torch.Tensor:
+    """The loss that `settings.loss` names, of logits [B,K]: KL at the temperature, or L1 or MSE, mean over all B·K logits."""
+    if settings.loss == "l1":
+        return F.l1_loss(student.float(), teacher.float())
+    if settings.loss == "mse":
+        return F.mse_loss(student.float(), teacher.float())
+    return kl_divergence(student, teacher, settings.temperature)
+
+
+class KD(Objective):
+    """The imitation of the teacher's answers and nothing else."""
+
+    terms = ("loss",)
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The imitation loss."""
+        answers = self.teacher_answers(images)
+        with self.runtime.autocast():
+            logits = self.student(images)
+        return {"loss": imitation(logits, answers, self.settings)}

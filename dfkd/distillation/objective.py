@@ -1,0 +1,73 @@
+"""What a student minimises: the interface of an objective and its plain step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from dfkd.datasets.info import DatasetInfo
+from dfkd.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dfkd.methods import MethodSettings
+
+
+class Objective(ABC):
+    """The student's side of a method: its losses, its optimiser, its step.
+
+    A subclass gives `losses`; one with networks of its own (an aligner, a head) makes them before `super().__init__`, passes
+    those that the student's optimiser trains as `trained`, and adds them to `parts`.
+    """
+
+    terms: ClassVar[tuple[str, ...]]  # names of the losses, in order; the first is `loss`, the sum that is minimised
+    optimiser_steps: ClassVar[int] = 1  # that one `step` takes
+    needs_labels: ClassVar[bool] = False  # takes part in nothing that has no labels
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        info: DatasetInfo,
+        settings: MethodSettings,
+        runtime: Runtime,
+        trained: tuple[nn.Module, ...] = (),
+    ) -> None:
+        self.teacher, self.student, self.info, self.settings, self.runtime = teacher, student, info, settings, runtime
+        self.optimiser = torch.optim.SGD(
+            [parameter for network in (student, *trained) for parameter in network.parameters()],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=runtime.precision == "fast",
+        )
+        self._losses = runtime.compiled(self.losses)
+
+    @abstractmethod
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The terms of a batch of normalised images [B,C,H,W] with labels [B], as scalars, `loss` first."""
+
+    def begin_epoch(self, epoch: int, rate: float) -> None:
+        """Set the student's rate. Called before the first student step of an epoch (counted from 0), after its synthesis."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One student step on a batch of normalised images [B,C,H,W]; returns the terms [len(terms)], detached."""
+        self.student.train()
+        losses = self._losses(images, labels)
+        self.optimiser.zero_grad()
+        losses["loss"].backward()
+        self.optimiser.step()
+        return torch.stack([value.detach() for value in losses.values()])
+
+    def teacher_answers(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits [B,K], without a graph."""
+        with torch.no_grad(), self.runtime.autocast():
+            return self.teacher(images)
+
+    def parts(self) -> dict[str, Any]:
+        """All that a resumed run needs, as objects with `state_dict` and `load_state_dict`."""
+        return {"student": self.student, "optimiser": self.optimiser}

@@ -1,0 +1,146 @@
+"""Typed settings of the stages, every key with its range, default and meaning. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StageSettings(Settings):
+    """What every computing stage can set."""
+
+    precision: Literal["fast", "reference"] = Field(
+        "fast",
+        description="`fast`: bf16 where the hardware multiplies it, channels_last; `reference`: fp32, eager, deterministic",
+    )
+    compile: bool = Field(False, description="torch.compile the inner loop where a compiler is found; pays for long runs")
+
+
+class DatasetSettings(Settings):
+    """One entry of config/datasets.yaml."""
+
+    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH` or `hdf5:PATH`")
+    image_size: int = Field(32, ge=4, le=1024, description="height and width in pixels; images are resized with antialiasing")
+    channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
+    classes: list[str] | None = Field(None, description="class names in label order; from the source when absent")
+    mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; from the training split when absent")
+    std: list[float] | None = Field(None, description="per channel, likewise")
+    crop_padding: int = Field(4, ge=0, description="zero padding of the random crop in training; 0 switches it off")
+    flip: bool = Field(True, description="random horizontal flips in training")
+    test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
+    split_seed: int = Field(0, ge=0, description="seed of that split")
+    skip_unreadable: bool = Field(False, description="image folder: leave out unreadable files instead of stopping")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> DatasetSettings:
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{key} has {len(values)} values for {self.channels} channels")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class TeacherSettings(StageSettings):
+    """The CIFAR recipe of the field's public code: SGD, MultiStep, crop and flip."""
+
+    seed: int = Field(0, ge=0)
+    epochs: Count = 200
+    batch_size: Count = 256
+    lr: Rate = 0.1
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: Weight = 1e-4
+    milestones: list[int] = Field([120, 150, 180], description="epochs after which the rate is multiplied by gamma")
+    gamma: Rate = 0.1
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    nesterov: bool = False
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class InitBankSettings(StageSettings):
+    """Generator inversion (CSD/DDA bank initialisation with `csd: 0`)."""
+
+    seed: int = Field(0, ge=0)
+    batches: Count = Field(400, description="generators trained one after the other; images = batches × batch_size")
+    batch_size: Count = 200
+    steps: Count = Field(500, description="optimiser steps per batch")
+    lr: Rate = 1e-3
+    latent_size: Count = 256
+    generator: Literal["small", "large"] = "small"
+    width: Count = Field(64, description="maps of the generator's last stage; 64 in all of the field's code")
+    bn: Weight = Field(1.0, description="weight of the BN-statistics loss")
+    oh: Weight = Field(1.0, description="weight of the one-hot loss")
+
+
+class ImageVariationsSettings(Settings):
+    """diffusers' StableDiffusionImageVariationPipeline."""
+
+    model: str = Field("lambdalabs/sd-image-variations-diffusers", description="hub id or local folder")
+    revision: str = "v2.0"
+    scheduler: Literal["dpm++", "unipc", "ddim", "pndm", "euler", "lcm"] = "dpm++"
+    steps: Count = 20
+    guidance: float = Field(3.0, ge=0, allow_inf_nan=False)
+    height: int = Field(256, ge=8, multiple_of=8, description="pixels of the generated square image before downsampling")
+    decoder: Literal["taesd", "full"] = Field("taesd", description="TAESD (small) or the model's own VAE decoder")
+    taesd: str = Field("madebyollin/taesd", description="hub id or local folder of the small decoder")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, else float32")
+    safety_checker: bool = Field(False, description="run the model's own checker; an image it blacks out stops the stage")
+    batch_size: Count = 32
+
+
+class BankDiffusionSettings(Settings):
+    """A small class-conditional UNet trained on the init bank; variations by SDEdit."""
+
+    strength: float = Field(0.5, gt=0, le=1, description="share of the noising trajectory that is undone and redone")
+    channels: list[Annotated[int, Field(ge=4, multiple_of=4)]] = Field(
+        [64, 128, 128], min_length=1, description="UNet widths from the finest level down, multiples of 4"
+    )
+    layers_per_block: Count = 1
+    patch: Count = Field(1, description="side of the pixel squares folded into channels before the UNet; 2 quarters its work")
+    train_steps: Count = 20000
+    batch_size: Count = 128
+    lr: Rate = 2e-4
+    ema: float = Field(0.999, ge=0, lt=1)
+    sampling_steps: int = Field(
+        50, ge=1, le=1000, description="DDIM steps of the full trajectory; strength × this many are run"
+    )
+    sampling_batch_size: Count = 200
+
+
+class AugmentSettings(StageSettings):
+    """Diffusion variations of the init bank and the fidelity filter (DDA)."""
+
+    seed: int = Field(0, ge=0)
+    backend: Literal["image-variations", "bank-diffusion", "none"] = "image-variations"
+    variations: int = Field(1, ge=1, le=256, description="variations per chosen parent")
+    share: float = Field(1.0, gt=0, le=1, description="share of the bank's images that are varied, drawn by the seed")
+    threshold: float = Field(0.7, ge=-1, le=1, description="a variation is kept iff cosine(variation, parent) ≥ threshold")
+    embedding: Literal["teacher", "clip"] = Field(
+        "teacher", description="where the cosine is taken: penultimate features or CLIP"
+    )
+    clip: str = Field("openai/clip-vit-base-patch32", description="hub id or local folder of the CLIP image encoder")
+    image_variations: ImageVariationsSettings = ImageVariationsSettings()
+    bank_diffusion: BankDiffusionSettings = BankDiffusionSettings()
+
+
+class EvaluateSettings(StageSettings):
+    """Metrics of a student against its teacher on the test split."""
+
+    precision: Literal["fast", "reference"] = Field(
+        "reference",
+        description="`reference`: fp32, so that no figure depends on the hardware's bf16; `fast`: as in the other stages",
+    )
+    batch_size: Count = 500
+    ece_bins: Count = Field(15, description="equal-width confidence bins of the expected calibration error")
