@@ -25,6 +25,7 @@ from dfkd.config import (
 )
 from dfkd.errors import UserError, nearest
 from dfkd.methods import DEFAULT_METHOD, METHODS
+from dfkd.plugins import configured, load_plugins
 from dfkd.settings import DatasetSettings, Settings, StageSettings
 
 if TYPE_CHECKING:
@@ -321,6 +322,7 @@ def main() -> None:
     app.add_typer(bank_app, name="bank")
     setup_logging()
     try:
+        load_plugins(configured())
         app()
     except UserError as error:
         print(f"dfkd: {error}", file=sys.stderr)
