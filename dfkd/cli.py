@@ -278,6 +278,21 @@ def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
     run(path)
 
 
+@app.command()
+def compare(
+    results: Annotated[
+        list[Path], typer.Argument(help="result files of one data set and pair, one a method", metavar="RESULT...")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the HTML file; .csv and .png are written beside it")],
+    runs: Annotated[Path, typer.Option(help="folder of the runs: histories, banks, predictions")] = Path("results/runs"),
+) -> None:
+    """Compare methods: table, learning curves, images, and which differences are more than noise."""
+    from dfkd.evaluation.compare_page import write_comparison
+
+    for row in write_comparison(results, runs, output):
+        typer.echo(f"{row.method:20} Acc@1 {row.acc1:6.2f} %  Agree@1 {row.agree1:6.2f} %  {row.seconds:,.0f} s")
+
+
 @plot_app.command("curves")
 def plot_curves(history: Annotated[Path, typer.Argument(help="history.csv")], output: Output) -> None:
     """Draw learning curves as PNG."""

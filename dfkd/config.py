@@ -81,6 +81,11 @@ class Config(Settings):
     """config/config.yaml with config/datasets.yaml as `datasets` and config/methods/*.yaml as `methods`."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one student per seed")
+    compare: list[str] = Field(
+        default_factory=lambda: [name for name in METHODS if name not in ALIASES],
+        min_length=1,
+        description="the methods of results/compare/…; all without it",
+    )
     scatter: Count = Field(1, description="parallel shards of the init bank; any number gives the same bank")
     teacher: Section = Section()
     init_bank: Section = Section()
@@ -99,6 +104,8 @@ class Config(Settings):
     def _unique_seeds(self) -> Config:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must differ from each other")
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError("the methods of compare must differ from each other")
         return self
 
     def stage(
@@ -194,6 +201,11 @@ def check_config(values: Any, where: str) -> Config:
             check_method(method)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+    for method in config.compare:
+        try:
+            check_method(method)
+        except UserError as error:
+            raise UserError(f"{where}: compare: {error}") from None
     for pair in config.imported:
         _check_target(pair, 2, config, f"{where}: imported")
     for stage in (*STAGES, "distill"):

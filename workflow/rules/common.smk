@@ -189,6 +189,27 @@ def per_seed(*names):
     return files
 
 
+def per_compared(*names):
+    """An input function: these files of every seed's run of every method that is compared."""
+
+    def files(wildcards):
+        pair = "{dataset}_{teacher}_{student}".format(**wildcards)
+        return [
+            f"results/runs/{method}/{pair}/seed{seed}/{name}"
+            for method in CONFIG.compare
+            for seed in CONFIG.seeds
+            for name in names
+        ]
+
+    return files
+
+
+def compared_results(wildcards):
+    """The result of every method that is compared."""
+    pair = "{dataset}_{teacher}_{student}".format(**wildcards)
+    return [f"results/{method}/{pair}.json" for method in CONFIG.compare]
+
+
 def generators(wildcards):
     """The generators of every seed's run, of a method that keeps them."""
     wanted = ["generator.safetensors"] if METHODS[wildcards.method].generator else []
