@@ -25,6 +25,7 @@ from dfkd.config import (
 )
 from dfkd.errors import UserError, nearest
 from dfkd.methods import DEFAULT_METHOD, METHODS
+from dfkd.plugins import configured, load_plugins
 from dfkd.settings import DatasetSettings, Settings, StageSettings
 
 if TYPE_CHECKING:
@@ -277,6 +278,21 @@ def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
     run(path)
 
 
+@app.command()
+def compare(
+    results: Annotated[
+        list[Path], typer.Argument(help="result files of one data set and pair, one a method", metavar="RESULT...")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the HTML file; .csv and .png are written beside it")],
+    runs: Annotated[Path, typer.Option(help="folder of the runs: histories, banks, predictions")] = Path("results/runs"),
+) -> None:
+    """Compare methods: table, learning curves, images, and which differences are more than noise."""
+    from dfkd.evaluation.compare_page import write_comparison
+
+    for row in write_comparison(results, runs, output):
+        typer.echo(f"{row.method:20} Acc@1 {row.acc1:6.2f} %  Agree@1 {row.agree1:6.2f} %  {row.seconds:,.0f} s")
+
+
 @plot_app.command("curves")
 def plot_curves(history: Annotated[Path, typer.Argument(help="history.csv")], output: Output) -> None:
     """Draw learning curves as PNG."""
@@ -321,6 +337,7 @@ def main() -> None:
     app.add_typer(bank_app, name="bank")
     setup_logging()
     try:
+        load_plugins(configured())
         app()
     except UserError as error:
         print(f"dfkd: {error}", file=sys.stderr)

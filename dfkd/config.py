@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dfkd.errors import UserError, nearest
 from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS
+from dfkd.plugins import load_plugins, named, note
 from dfkd.settings import (
     AugmentSettings,
     Count,
@@ -26,12 +27,36 @@ from dfkd.settings import (
 # Raised when a stage's results change for equal settings: a param of its rule, part of its checkpoints' fingerprint.
 STAGE_VERSIONS = {"prepare": 1, "teacher": 1, "init-bank": 1, "augment": 1, "distill": 2, "evaluate": 1}
 
-# Models that the package builds by name; `wrn{depth}{width}` comes on top. dfkd/models keeps the builders, a test the equality.
-MODEL_NAMES = (
-    "resnet18", "resnet34", "resnet50", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "mobilenetv2",
-    "resnet8", "resnet20", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "lenet5", "lenet5half",
-)  # fmt: skip
+# Models by name → "module:builder", called with (classes, channels, image_size). `wrn{depth}{width}` comes on top.
+MODELS: dict[str, str] = {
+    "resnet18": "dfkd.models.resnet:resnet18",
+    "resnet34": "dfkd.models.resnet:resnet34",
+    "resnet50": "dfkd.models.resnet:resnet50",
+    "vgg8": "dfkd.models.vgg:vgg8",
+    "vgg11": "dfkd.models.vgg:vgg11",
+    "vgg13": "dfkd.models.vgg:vgg13",
+    "vgg16": "dfkd.models.vgg:vgg16",
+    "vgg19": "dfkd.models.vgg:vgg19",
+    "mobilenetv2": "dfkd.models.mobilenetv2:mobilenetv2",
+    "resnet8": "dfkd.models.resnet_cifar:resnet8",
+    "resnet20": "dfkd.models.resnet_cifar:resnet20",
+    "resnet32": "dfkd.models.resnet_cifar:resnet32",
+    "resnet56": "dfkd.models.resnet_cifar:resnet56",
+    "resnet110": "dfkd.models.resnet_cifar:resnet110",
+    "resnet8x4": "dfkd.models.resnet_cifar:resnet8x4",
+    "resnet32x4": "dfkd.models.resnet_cifar:resnet32x4",
+    "lenet5": "dfkd.models.lenet:lenet5",
+    "lenet5half": "dfkd.models.lenet:lenet5half",
+}
 WRN = re.compile(r"wrn(?P<depth>\d{2})(?P<width>\d{1,2})")
+
+# Kinds of `source: KIND:VALUE` → "module:function", called with (value, the data set's settings, folder for downloads).
+SOURCES: dict[str, str] = {
+    "torchvision": "dfkd.datasets.sources:torchvision_source",
+    "sklearn": "dfkd.datasets.sources:sklearn_source",
+    "folder": "dfkd.datasets.folder:folder_source",
+    "hdf5": "dfkd.datasets.sources:hdf5_source",
+}
 
 # `distill` comes on top: its settings are the method's.
 STAGES: dict[str, type[StageSettings]] = {
@@ -56,6 +81,11 @@ class Config(Settings):
     """config/config.yaml with config/datasets.yaml as `datasets` and config/methods/*.yaml as `methods`."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one student per seed")
+    compare: list[str] = Field(
+        default_factory=lambda: [name for name in METHODS if name not in ALIASES],
+        min_length=1,
+        description="the methods of results/compare/…; all without it",
+    )
     scatter: Count = Field(1, description="parallel shards of the init bank; any number gives the same bank")
     teacher: Section = Section()
     init_bank: Section = Section()
@@ -64,6 +94,9 @@ class Config(Settings):
     imported: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+_[a-z0-9]+$")], str] = Field(
         {}, description="`dataset_model: FILE.pth`: a checkpoint of your own that is imported instead of trained"
     )
+    plugins: list[str] = Field(
+        [], description="modules, or paths of .py files, that register methods, models and sources of your own"
+    )
     datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = Field({})
     methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = Field({})
 
@@ -71,6 +104,8 @@ class Config(Settings):
     def _unique_seeds(self) -> Config:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must differ from each other")
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError("the methods of compare must differ from each other")
         return self
 
     def stage(
@@ -144,7 +179,7 @@ def read_yaml(path: str | Path) -> Any:
 def load_config(folder: str | Path = "config", changes: Mapping[str, Any] | None = None) -> Config:
     """Read `config.yaml`, `datasets.yaml` and `methods/*.yaml` of a folder, with `changes` laid over them.
 
-    Every section is resolved once, so that a fault in any of them shows before anything runs.
+    Plugins are loaded. Every section is resolved once, so that a fault in any of them shows before anything runs.
     """
     folder = Path(folder)
     content = read_yaml(folder / "config.yaml")
@@ -153,7 +188,9 @@ def load_config(folder: str | Path = "config", changes: Mapping[str, Any] | None
     datasets = folder / "datasets.yaml"
     values = merge({"datasets": read_yaml(datasets) if datasets.exists() else {}}, content)
     values = merge({"methods": {path.stem: read_yaml(path) for path in sorted(folder.glob("methods/*.yaml"))}}, values)
-    return check_config(merge(values, changes or {}), str(folder))
+    values = merge(values, changes or {})
+    load_plugins(named(values))  # before the names in it are checked
+    return check_config(values, str(folder))
 
 
 def check_config(values: Any, where: str) -> Config:
@@ -164,6 +201,11 @@ def check_config(values: Any, where: str) -> Config:
             check_method(method)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+    for method in config.compare:
+        try:
+            check_method(method)
+        except UserError as error:
+            raise UserError(f"{where}: compare: {error}") from None
     for pair in config.imported:
         _check_target(pair, 2, config, f"{where}: imported")
     for stage in (*STAGES, "distill"):
@@ -199,9 +241,30 @@ def check_model(name: str) -> str:
         if (int(match["depth"]) - 4) % 6 == 0 and int(match["depth"]) >= 10 and int(match["width"]) >= 1:
             return name
         raise UserError(f"model '{name}': a WRN's depth must be 6n+4 (10, 16, 22, 28, 34, 40, …) and its width at least 1.")
-    if name not in MODEL_NAMES:
-        raise UserError(f"unknown model '{name}'; {nearest(name, (*MODEL_NAMES, 'wrn161', 'wrn162', 'wrn401', 'wrn402'))}.")
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}'; {nearest(name, (*MODELS, 'wrn161', 'wrn162', 'wrn401', 'wrn402'))}.")
     return name
+
+
+def register_model(name: str, builder: str) -> None:
+    """Add a model of your own: `builder` is "module:function", called with (classes, channels, image_size) for an nn.Module.
+
+    Raises:
+        UserError: the name is taken or not of the form [a-z0-9]+, or the builder is ill-formed.
+    """
+    note("model", name, "[a-z0-9]+", [name] if WRN.fullmatch(str(name)) else MODELS, builder)
+    MODELS[name] = builder
+
+
+def register_source(kind: str, source: str) -> None:
+    """Add a source of images of your own, for `source: KIND:VALUE`. `source` is "module:function", called with (value,
+    the data set's settings, folder for downloads) for a `dfkd.datasets.arrays.SourceData`.
+
+    Raises:
+        UserError: the kind is taken or not of the form [a-z0-9]+, or the source is ill-formed.
+    """
+    note("source", kind, "[a-z0-9]+", SOURCES, source)
+    SOURCES[kind] = source
 
 
 def check_method(name: str) -> str:

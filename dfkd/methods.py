@@ -6,12 +6,13 @@ docs/extending.md shows how to add one, from outside the package too.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dfkd.errors import UserError
+from dfkd.plugins import note
 from dfkd.settings import Count, Rate, StageSettings, Weight
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -339,8 +340,20 @@ ALIASES = {"adi": "deepinv"}
 METHODS |= {alias: METHODS[name] for alias, name in ALIASES.items()}
 DEFAULT_METHOD = "dda"
 
+# Folders that lie beside those of the methods in results/.
+RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare")
 
-def load(where: str) -> Any:
-    """The class that `module:class` names."""
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method of your own; its settings are those of config/methods/NAME.yaml, its target results/NAME/….json.
+
+    Raises:
+        UserError: the name is taken or not of the form [a-z0-9-]+, or the method is not what the workflow can run.
+    """
+    if not (isinstance(method, Method) and isinstance(method.settings, type) and issubclass(method.settings, MethodSettings)):
+        raise UserError(f"method '{name}': expected Method(settings, …) with a subclass of MethodSettings.")
+    own = f"{method.settings.__module__}:{method.settings.__name__}"
+    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), method.synthesizer, method.objective, own)
+    if not set(method.banks) <= {"init", "variations"}:
+        raise UserError(f"method '{name}': banks {method.banks}; there are 'init' and 'variations'.")
+    METHODS[name] = method

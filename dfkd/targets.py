@@ -13,12 +13,14 @@ RESULT = re.compile(r"results/(?:(?P<method>[^/]+)/)?(?P<target>[^/]+)\.json")
 OTHERS = (
     (re.compile(r"data/(?P<target>[^/.]+)(?:\.test)?\.h5"), 1),
     (re.compile(r"results/(?:teachers|banks)/(?P<target>[^/]+)/.+"), 2),
+    (re.compile(r"results/compare/(?P<target>[^/.]+)\.(?:html|csv|png)"), 3),
     (re.compile(r"results/runs/(?P<method>[^/]+)/(?P<target>[^/]+)/.+"), 3),
 )
 FORMS = {
     1: "data/DATASET.h5",
     2: "results/teachers/DATASET_TEACHER/… or results/banks/DATASET_TEACHER/…",
-    3: "results/DATASET_TEACHER_STUDENT.json or results/METHOD/DATASET_TEACHER_STUDENT.json",
+    3: "results/DATASET_TEACHER_STUDENT.json, results/METHOD/DATASET_TEACHER_STUDENT.json or "
+    "results/compare/DATASET_TEACHER_STUDENT.html",
 }
 
 
@@ -34,6 +36,10 @@ def check_target(path: str, config: Config) -> None:
             names = match.groupdict()
             _check_names(path, names["target"], count, config)
             method = names.get("method")
+            if method == "compare":  # a folder beside those of the methods, none of which has this name
+                raise UserError(
+                    f"{path}: a comparison is {path.removesuffix('.json')}.html, .csv or .png; ask for one of these."
+                )
             if method and method not in METHODS:
                 raise UserError(f"{path}: unknown method '{method}'; {nearest(method, METHODS)}.")
             return

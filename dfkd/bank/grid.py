@@ -68,7 +68,7 @@ def contact_sheet(
             shown = [(parent, children[:variations]) for parent, children in families.items()][:per_class]
             rows.append([[*parent_reader.images([parent]), *reader.images(children)] for parent, children in shown])
     scale = scale or math.ceil(CELL / reader.meta.dataset.image_size)
-    sheet = _draw(rows, reader.meta.dataset.classes, reader.meta.dataset.image_size * scale)
+    sheet = draw_rows(rows, reader.meta.dataset.classes, reader.meta.dataset.image_size * scale)
     with atomic_path(output) as temporary:
         sheet.save(temporary, format="PNG")
 
@@ -109,7 +109,8 @@ def _parent_reader(reader: BankReader, parents: str | Path, ids: Tensor) -> Bank
     return parent_reader
 
 
-def _draw(rows: list[Row], names: list[str], cell: int) -> Image.Image:
+def draw_rows(rows: list[Row], names: list[str], cell: int) -> Image.Image:
+    """Rows of images under each other, each with its name at the left; an image is `cell` pixels wide."""
     font = ImageFont.load_default(size=FONT_SIZE)
     height = max(cell, FONT_SIZE + 4) + GAP
     left = max(math.ceil(font.getlength(name)) for name in names) + 3 * GAP

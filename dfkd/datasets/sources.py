@@ -1,4 +1,4 @@
-"""Where images come from. A source is a function in `SOURCES`; `source: KIND:VALUE` in config/datasets.yaml chooses it."""
+"""Where images come from. A source is a function; `source: KIND:VALUE` in config/datasets.yaml chooses it from `SOURCES`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ import torch
 from torchvision import datasets
 
 from dfkd.checkpoint import file_sha256
+from dfkd.config import SOURCES
 from dfkd.datasets.arrays import SourceData, Split
-from dfkd.datasets.folder import folder_source
 from dfkd.datasets.prepared import read_info, read_split, split_names
 from dfkd.errors import UserError, nearest
+from dfkd.plugins import load
 from dfkd.settings import DatasetSettings
 
+Source = Callable[[str, DatasetSettings, Path], SourceData]
 DIGITS = [str(digit) for digit in range(10)]
 TORCHVISION: dict[str, type[Any]] = {
     "mnist": datasets.MNIST,
@@ -130,15 +132,6 @@ def hdf5_source(value: str, settings: DatasetSettings, downloads: Path) -> Sourc
     return SourceData(info.classes, splits, provenance, normalisation)
 
 
-Source = Callable[[str, DatasetSettings, Path], SourceData]
-SOURCES: dict[str, Source] = {
-    "torchvision": torchvision_source,
-    "sklearn": sklearn_source,
-    "folder": folder_source,
-    "hdf5": hdf5_source,
-}
-
-
 def load_source(settings: DatasetSettings, downloads: Path) -> SourceData:
     """What `settings.source` names.
 
@@ -150,4 +143,5 @@ def load_source(settings: DatasetSettings, downloads: Path) -> SourceData:
         raise UserError(f"source '{settings.source}': expected KIND:VALUE, for example folder:/path/to/images.")
     if kind not in SOURCES:
         raise UserError(f"source '{settings.source}': unknown kind '{kind}'; {nearest(kind, SOURCES)}.")
-    return SOURCES[kind](value, settings, downloads)
+    source: Source = load(SOURCES[kind])
+    return source(value, settings, downloads)

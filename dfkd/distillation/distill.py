@@ -28,9 +28,11 @@ from dfkd.distillation.teacher import accuracy
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.history import History
-from dfkd.methods import METHODS, MethodSettings, SampledSettings, load
+from dfkd.methods import METHODS, MethodSettings, SampledSettings
 from dfkd.models import build_model
+from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard, load_model, save_weights
+from dfkd.plugins import code_hash, load
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
 from dfkd.synthesis.synthesizer import Synthesizer, teacher_scores
@@ -51,8 +53,11 @@ def build_method(
             f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
             "give the method another objective."
         )
-    objective = imitates(teacher, student, card.dataset, settings, runtime)
-    return makes(teacher, student, card.dataset, settings, runtime, objective), objective
+    try:
+        objective = imitates(teacher, student, card.dataset, settings, runtime)
+        return makes(teacher, student, card.dataset, settings, runtime, objective), objective
+    except MissingFeatures as error:
+        raise error.of_method(name) from None
 
 
 class Run:
@@ -210,6 +215,7 @@ def distill(
             "seed": seed,
             "test": file_sha256(test),
             "lineage": lineage,
+            "plugins": [code_hash("method", method), code_hash("model", card.architecture), code_hash("model", architecture)],
         },
     )
     seed_everything(seed, "distill")

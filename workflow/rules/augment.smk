@@ -26,7 +26,7 @@ rule augment:
         gpu=1,
     params:
         settings=settings_of("augment"),
-        version=STAGE_VERSIONS["augment"],
+        version=version_of("augment"),
         checkpoints="results/checkpoints/augment/{dataset}_{teacher}",
     message:
         "Multiply the init bank of {wildcards.teacher} ({wildcards.dataset}) by diffusion, and filter it"

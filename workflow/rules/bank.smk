@@ -17,7 +17,7 @@ rule init_shard:
         gpu=1,
     params:
         settings=settings_of("init-bank"),
-        version=STAGE_VERSIONS["init-bank"],
+        version=version_of("init-bank"),
         shard=shard,
         checkpoints="results/checkpoints/init_shard/{dataset}_{teacher}_{scatteritem}",
     message:

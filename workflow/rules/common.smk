@@ -41,6 +41,33 @@ def command_line_targets():
         return sorted(parse_args(sys.argv[1:])[1].targets)
 
 
+def pass_plugins_on():
+    """Have the stages, which are given settings but no config, load its plugins. A cluster's node reads the Snakefile again."""
+    os.environ[plugins.VARIABLE] = plugins.passed_on(CONFIG.plugins)
+
+
+def own_code(wildcards):
+    """The hash of the code behind each name in the wildcards that a plugin registered."""
+    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
+    if wildcards.get("pair"):
+        names = {"dataset": imported_dataset(wildcards), "teacher": imported_model(wildcards)}
+    kind = CONFIG.datasets[names["dataset"]].source.partition(":")[0]
+    asked = [("method", wildcards.get("method", "")), ("source", kind)]
+    asked += [("model", names.get(key, "")) for key in ("teacher", "student")]
+    hashes = {name: plugins.code_hash(kind, name) for kind, name in asked}
+    return {name: code for name, code in hashes.items() if code}
+
+
+def version_of(stage):
+    """A params function: the version of the stage, and the code of plugins behind the job's names."""
+
+    def version(wildcards):
+        own = own_code(wildcards)
+        return canonical([STAGE_VERSIONS[stage], own]) if own else STAGE_VERSIONS[stage]
+
+    return version
+
+
 def canonical(content):
     """JSON that is equal for equal content: what a rule's params hold, so that only a real change reruns it."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -76,11 +103,10 @@ def source_files(wildcards):
     """
     kind, _, path = CONFIG.datasets[wildcards.dataset].source.partition(":")
     prepared = Path(f"data/{wildcards.dataset}.h5").exists()
-    return (
-        [path]
-        if kind in ("folder", "hdf5") and (prepared or Path(path).exists())
-        else []
-    )
+    if kind in ("torchvision", "sklearn"):
+        return []
+    needed = kind in ("folder", "hdf5") and prepared
+    return [path] if needed or Path(path).exists() else []
 
 
 def any_of(names):
@@ -163,6 +189,27 @@ def per_seed(*names):
     return files
 
 
+def per_compared(*names):
+    """An input function: these files of every seed's run of every method that is compared."""
+
+    def files(wildcards):
+        pair = "{dataset}_{teacher}_{student}".format(**wildcards)
+        return [
+            f"results/runs/{method}/{pair}/seed{seed}/{name}"
+            for method in CONFIG.compare
+            for seed in CONFIG.seeds
+            for name in names
+        ]
+
+    return files
+
+
+def compared_results(wildcards):
+    """The result of every method that is compared."""
+    pair = "{dataset}_{teacher}_{student}".format(**wildcards)
+    return [f"results/{method}/{pair}.json" for method in CONFIG.compare]
+
+
 def generators(wildcards):
     """The generators of every seed's run, of a method that keeps them."""
     wanted = ["generator.safetensors"] if METHODS[wildcards.method].generator else []
@@ -198,7 +245,9 @@ def config_hash(wildcards):
         "dataset": dataset,
         "stages": {stage: resolve(stage, wildcards) for stage in stages},
         "seeds": CONFIG.seeds,
-        "versions": {stage: STAGE_VERSIONS[stage] for stage in ("prepare", *stages)},
+        "versions": {
+            stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
+        },
     }
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 

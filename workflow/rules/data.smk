@@ -16,7 +16,7 @@ rule prepare:
         runtime=60,
     params:
         settings=dataset_settings,
-        version=STAGE_VERSIONS["prepare"],
+        version=version_of("prepare"),
     message:
         "Prepare {wildcards.dataset}: the real images, both splits and the test split alone"
     shell:

@@ -28,7 +28,7 @@ rule distill:
         gpu=1,
     params:
         settings=settings_of("distill"),
-        version=STAGE_VERSIONS["distill"],
+        version=version_of("distill"),
         images=image_options,
         checkpoints="results/checkpoints/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}",
     message:

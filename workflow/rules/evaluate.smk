@@ -21,7 +21,7 @@ rule evaluate:
         gpu=1,
     params:
         settings=settings_of("evaluate"),
-        version=STAGE_VERSIONS["evaluate"],
+        version=version_of("evaluate"),
     message:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"

@@ -19,7 +19,7 @@ rule teacher:
         gpu=1,
     params:
         settings=settings_of("teacher"),
-        version=STAGE_VERSIONS["teacher"],
+        version=version_of("teacher"),
         checkpoints="results/checkpoints/teacher/{dataset}_{teacher}",
     message:
         "Train the teacher {wildcards.teacher} on {wildcards.dataset}: the last use of its training images"
@@ -52,7 +52,7 @@ rule import_teacher:
     params:
         dataset=imported_dataset,
         model=imported_model,
-        version=STAGE_VERSIONS["teacher"],
+        version=version_of("teacher"),
     message:
         "Import {input.checkpoint} as the teacher {wildcards.pair}"
     shell:

@@ -1,0 +1,71 @@
+import re
+
+import pytest
+from workflow_tools import ROOT, jobs_in, plan
+
+from dfkd.config import check_config, load_config
+from dfkd.errors import UserError
+from dfkd.methods import ALIASES, METHODS
+from dfkd.targets import check_target
+
+PAGE = "results/compare/digits_wrn162_wrn161.html"
+
+
+def test_the_comparison_distils_every_method_once_and_shares_the_banks(workflow):
+    few = plan(PAGE, config=["compare=[csd,dafl]", "seeds=[0,1,2]"])
+    wrong = plan(PAGE, config=["compare=[dad]"])
+    answers = workflow.batch([plan(PAGE), few, wrong, plan(PAGE.removesuffix("html") + "json")])
+    assert [status for status, _ in answers] == [0, 0, 2, 2], answers[0][1]
+    jobs = jobs_in(answers[0][1])
+    names = [name for name in METHODS if name not in ALIASES]
+    generative = sum(METHODS[name].generator for name in names)
+    assert jobs == {
+        "prepare": 1, "teacher": 1, "init_shard": 1, "init_bank": 1, "init_picture": 1, "augment": 1, "variations_picture": 1,
+        "distill": len(names) - generative - 1, "distill_generator": generative, "distill_real": 1,
+        "evaluate": len(names), "run_pictures": len(names), "result": len(names), "compare": 1,
+    }  # fmt: skip
+    assert sorted(re.findall(r"^Job \d+: Distil .* by (\S+), seed 0$", answers[0][1], re.MULTILINE)) == sorted(names)
+    jobs = jobs_in(answers[1][1])
+    assert {name: jobs[name] for name in ("init_bank", "distill", "distill_generator", "evaluate", "result", "compare")} == {
+        "init_bank": 1, "distill": 3, "distill_generator": 3, "evaluate": 6, "result": 2, "compare": 1,
+    }  # fmt: skip
+    assert "augment" not in jobs
+    assert "compare: unknown method 'dad'; the nearest known: dfad, dda" in answers[2][1]
+    assert f"a comparison is {PAGE}, .csv or .png" in answers[3][1]
+
+
+def test_the_methods_of_the_config_keep_their_order():
+    assert load_config(ROOT / "config").compare == [name for name in METHODS if name not in ALIASES]
+    assert check_config({"compare": ["real", "adi", "dda"]}, "here").compare == ["real", "adi", "dda"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [
+        (["dda", "dad"], "here: compare: unknown method 'dad'"),
+        (["dda", "dda"], "the methods of compare must differ from each other"),
+        ([], "here: compare: "),
+        ("dda", "here: compare: "),
+    ],
+)
+def test_a_wrong_list_of_methods_is_refused(methods, sentence):
+    with pytest.raises(UserError, match=r"^here: ") as caught:
+        check_config({"compare": methods}, "here")
+    assert sentence in str(caught.value)
+
+
+def test_targets_of_comparisons_are_checked():
+    config = load_config(ROOT / "config")
+    for kind in ("html", "csv", "png"):
+        check_target(f"results/compare/cifar10_wrn402_wrn161.{kind}", config)
+    mistakes = {
+        "results/compare/cifar_wrn402_wrn161.html": "unknown data set 'cifar'; the nearest known: cifar10",
+        "results/compare/cifar10_wrn402.csv": "results/compare/DATASET_TEACHER_STUDENT.html",
+        "results/compare/cifar10_wrn40_2_wrn161.png": "did you mean results/compare/cifar10_wrn402_wrn161.png?",
+        "results/compare/cifar10_wrn402_wrn161.json": "a comparison is results/compare/cifar10_wrn402_wrn161.html",
+    }
+    for target, sentence in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            check_target(target, config)
+        assert sentence in str(caught.value)
+    assert "compare" not in METHODS  # its folder in results/ would be that of the comparisons
