@@ -50,7 +50,10 @@ def own_code(wildcards):
     """The hash of the code behind each name in the wildcards that a plugin registered."""
     names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
     if wildcards.get("pair"):
-        names = {"dataset": imported_dataset(wildcards), "teacher": imported_model(wildcards)}
+        names = {
+            "dataset": imported_dataset(wildcards),
+            "teacher": imported_model(wildcards),
+        }
     kind = CONFIG.datasets[names["dataset"]].source.partition(":")[0]
     asked = [("method", wildcards.get("method", "")), ("source", kind)]
     asked += [("model", names.get(key, "")) for key in ("teacher", "student")]
