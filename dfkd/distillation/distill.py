@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.plugins import code_hash, load
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, progress, seed_everything, stop_request
-from dfkd.synthesis.synthesizer import Synthesizer, teacher_scores
+from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesizer, teacher_scores
 
 
 def build_method(
@@ -48,7 +48,7 @@ def build_method(
     """
     makes: type[Synthesizer] = load(METHODS[name].synthesizer)
     imitates: type[Objective] = load(METHODS[name].objective)
-    if imitates.needs_labels and not makes.keeps_images:
+    if imitates.needs_labels and issubclass(makes, FreshSynthesizer):
         raise UserError(
             f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
             "give the method another objective."
@@ -99,29 +99,29 @@ class Run:
     def distill(self, turn: Turn) -> None:
         """One student step, on a batch of the store or on fresh images."""
         size = self.settings.batch_size
-        if self.synthesizer.keeps_images:
-            if not self.store.count:
-                raise UserError(
-                    "there is no image to distil on: the method makes none; give a bank of the teacher with --bank."
-                )
-            self._order = self._order or ShuffledPasses(
-                self.store.count, size, self.seed, "distill order", turn.epoch, turn.round
-            )
-            index = self._order.batch(turn.step).to(self.runtime.device)
-            images = normalise(to_unit(random_views(self.store.images[index], self.info)), self.info)
-            labels = self.store.labels[index]
-        else:
+        if isinstance(self.synthesizer, FreshSynthesizer):
             images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
             self.cost.images += size
+        else:
+            images, labels = self._stored(turn, size)
         self.sums += self.objective.step(self.runtime.images(images), labels)
         self.steps += 1
         self.cost.optimiser_steps += self.objective.optimiser_steps
         self.cost.teacher_queries += size
 
+    def _stored(self, turn: Turn, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of the store in random views, normalised [B,C,H,W], and its labels [B]."""
+        if not self.store.count:
+            raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
+        self._order = self._order or ShuffledPasses(self.store.count, size, self.seed, "distill order", turn.epoch, turn.round)
+        index = self._order.batch(turn.step).to(self.runtime.device)
+        views = random_views(self.store.images[index], self.info)
+        return normalise(to_unit(views), self.info), self.store.labels[index]
+
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""
         own = self.settings
-        if self.synthesizer.keeps_images or not isinstance(own, SampledSettings):
+        if not (isinstance(self.synthesizer, FreshSynthesizer) and isinstance(own, SampledSettings)):
             return
         if (epoch + 1) % own.sample_every and epoch + 1 < own.epochs:
             return
@@ -202,8 +202,11 @@ def distill(
     if METHODS[method].real != (data is not None):
         raise UserError(f"method {method}: --data (real images) is for the control 'real', which needs it, and for it alone.")
     test_images, test_labels = read_split(test, "test")
+    real = read_split(data, "train") if data is not None else None
     readers = {path: BankReader(path, teacher_sha256=card.sha256) for path in banks}
     lineage = {"teacher": card.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
+    if data is not None:
+        lineage["data"] = file_sha256(data)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -221,7 +224,8 @@ def distill(
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
-    if banks and not synthesizer.keeps_images:
+    fresh = isinstance(synthesizer, FreshSynthesizer)
+    if banks and fresh:
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     teacher_answers = predict(teacher_model, test_images, info, runtime).argmax(1)
     best: dict[str, Any] = {"acc1": -1.0, "epoch": 0, "model": {}}
@@ -234,16 +238,18 @@ def distill(
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), state["turn"] if state else 0) as bar,
     ):
-        store = ImageStore(_capacity(readers.values(), data, settings), info.shape, runtime)
+        given = sum(len(reader) for reader in readers.values()) + (len(real[0]) if real else 0)
+        own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
+        store = ImageStore(given + own, info.shape, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
         if state:
             run.load_state(state["run"])
             first, rows, best = state["turn"], state["rows"], state["best"]
         else:
             bank.truncate(0)
-        if data is not None:
-            store.append(*read_split(data, "train"))
-        for reader in (*readers.values(), *([bank.reader()] if synthesizer.keeps_images else [])):
+        if real:
+            store.append(*real)
+        for reader in (*readers.values(), *([] if fresh else [bank.reader()])):
             if len(reader):
                 arrays = reader.load()
                 store.append(arrays.images, arrays.labels)
@@ -302,13 +308,6 @@ def distill(
     save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
     checkpoint.remove()
     return saved
-
-
-def _capacity(readers: Iterable[BankReader], data: Path | None, settings: MethodSettings) -> int:
-    """Room for everything that the student sees: the banks, the real images of the control, and all that the run will make."""
-    own = count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-    kept = 0 if isinstance(settings, SampledSettings) else own
-    return sum(len(reader) for reader in readers) + kept + (len(read_split(data, "train")[0]) if data else 0)
 
 
 def _bank_meta(

@@ -48,34 +48,9 @@ class CMI(Synthesizer):
         super().__init__(teacher, student, info, settings, runtime, objective)
         self.contrast = None
         if settings.cr:
-            self.contrast = Contrast(
-                teacher,
-                info,
-                runtime,
-                weight=settings.cr,
-                temperature=settings.cr_temperature,
-                lr=settings.lr_g,
-                batch_size=settings.synthesis_batch_size,
-                bank_size=settings.bank_size,
-                bank_sample=settings.bank_sample,
-                instance_features=settings.instance_features,
-            )
-        self.inversion = GeneratorInversion(
-            teacher,
-            info,
-            runtime,
-            batch_size=settings.synthesis_batch_size,
-            steps=settings.g_steps,
-            lr=settings.lr_g,
-            latent_size=settings.latent_size,
-            generator=settings.generator,
-            width=settings.width,
-            bn=settings.bn,
-            oh=settings.oh,
-            term=self.adversarial if settings.adv else None,
-            term_name="adv",
-            contrast=self.contrast,
-        )
+            self.contrast = Contrast.of_method(teacher, info, settings, runtime, settings.cr)
+        term = self.adversarial if settings.adv else None
+        self.inversion = GeneratorInversion.of_method(teacher, info, settings, runtime, term, "adv", self.contrast)
 
     def adversarial(self, views: torch.Tensor, _labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """adv L_adv, with the gradient through student and teacher to the views."""

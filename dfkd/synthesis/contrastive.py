@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_resized_views
 from dfkd.errors import UserError
+from dfkd.methods import CMISettings, DDASettings
 from dfkd.runtime import Runtime
 
 PROJECTION = 256  # length of φ's answer
@@ -165,6 +166,24 @@ class Contrast:
         self.optimiser = torch.optim.Adam(self.head.parameters(), lr=lr, fused=runtime.precision == "fast", foreach=False)
         self.bank = FeatureBank(bank_size, dimension, runtime.device, runtime.dtype)
         self._cached = (torch.empty(0), torch.empty(0))
+
+    @classmethod
+    def of_method(
+        cls, teacher: nn.Module, info: DatasetInfo, settings: CMISettings | DDASettings, runtime: Runtime, weight: float
+    ) -> Contrast:
+        """The term that a method's settings describe, with its weight."""
+        return cls(
+            teacher,
+            info,
+            runtime,
+            weight=weight,
+            temperature=settings.cr_temperature,
+            lr=settings.lr_g,
+            batch_size=settings.synthesis_batch_size,
+            bank_size=settings.bank_size,
+            bank_sample=settings.bank_sample,
+            instance_features=settings.instance_features,
+        )
 
     def _dimension(self) -> int:
         """D, found by a forward pass of one empty image."""

@@ -10,13 +10,11 @@ import torch
 
 from dfkd.runtime import StopRequest
 from dfkd.synthesis.fixed import Fixed
-from dfkd.synthesis.synthesizer import Synthesis, Synthesizer
+from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesis
 
 
-class Noise(Synthesizer):
+class Noise(FreshSynthesizer):
     """Every batch of the student is fresh noise, every pixel uniform in [0, 1]; no views, no synthesis."""
-
-    keeps_images = False
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
         """No images, no cost."""

@@ -39,21 +39,7 @@ class CSD(Synthesizer):
         objective: CSDObjective,
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
-        self.inversion = GeneratorInversion(
-            teacher,
-            info,
-            runtime,
-            batch_size=settings.synthesis_batch_size,
-            steps=settings.g_steps,
-            lr=settings.lr_g,
-            latent_size=settings.latent_size,
-            generator=settings.generator,
-            width=settings.width,
-            bn=settings.bn,
-            oh=settings.oh,
-            term=self.adversarial,
-            term_name="csd",
-        )
+        self.inversion = GeneratorInversion.of_method(teacher, info, settings, runtime, self.adversarial, "csd")
 
     def adversarial(self, views: torch.Tensor, labels: torch.Tensor, _logits: torch.Tensor) -> torch.Tensor:
         """- csd CE of the joint class × rotation head, with the gradient through student and head to the views."""

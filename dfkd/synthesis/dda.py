@@ -42,18 +42,7 @@ class DDA(CSD):
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
         if settings.contrastive:
-            self.inversion.contrast = Contrast(
-                teacher,
-                info,
-                runtime,
-                weight=settings.contrastive,
-                temperature=settings.cr_temperature,
-                lr=settings.lr_g,
-                batch_size=settings.synthesis_batch_size,
-                bank_size=settings.bank_size,
-                bank_sample=settings.bank_sample,
-                instance_features=settings.instance_features,
-            )
+            self.inversion.contrast = Contrast.of_method(teacher, info, settings, runtime, settings.contrastive)
 
     def parts(self) -> dict[str, Any]:
         """The contrastive term's head, Adam and feature bank, if there is one."""

@@ -15,16 +15,15 @@ from dfkd.methods import GenerativeSettings, StatisticsSettings
 from dfkd.models.generators import GENERATORS
 from dfkd.runtime import Runtime, StopRequest
 from dfkd.synthesis.priors import BatchStatistics
-from dfkd.synthesis.synthesizer import Synthesis, Synthesizer, held
+from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesis, held
 
 
-class GenerativeSynthesizer(Synthesizer):
+class GenerativeSynthesizer(FreshSynthesizer):
     """A persistent generator with a persistent Adam. A subclass gives `losses`.
 
     PyTorch's own initialisation, train mode in synthesis, eval mode (running statistics) in `sample`.
     """
 
-    keeps_images = False
     student_trains = False  # the student's mode in a generator step
     settings: GenerativeSettings
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, to_bytes
+from dfkd.methods import InversionSettings
 from dfkd.models.generators import GENERATORS, reset_n02
 from dfkd.runtime import Runtime, StopRequest
 from dfkd.synthesis.contrastive import Contrast
@@ -62,6 +63,35 @@ class GeneratorInversion:
         # a compiler fuses the plain formula; eagerly, one pass is the fast path
         self.statistics = BatchStatistics(teacher, one_pass=runtime.precision == "fast" and not runtime.compile)
         self._teacher_losses = runtime.compiled(self._losses)
+
+    @classmethod
+    def of_method(
+        cls,
+        teacher: nn.Module,
+        info: DatasetInfo,
+        settings: InversionSettings,
+        runtime: Runtime,
+        term: Term | None,
+        term_name: str,
+        contrast: Contrast | None = None,
+    ) -> GeneratorInversion:
+        """The inversion that a method's settings describe, with its own term."""
+        return cls(
+            teacher,
+            info,
+            runtime,
+            batch_size=settings.synthesis_batch_size,
+            steps=settings.g_steps,
+            lr=settings.lr_g,
+            latent_size=settings.latent_size,
+            generator=settings.generator,
+            width=settings.width,
+            bn=settings.bn,
+            oh=settings.oh,
+            term=term,
+            term_name=term_name,
+            contrast=contrast,
+        )
 
     def _reset(self) -> None:
         """Fresh generator, latent and Adam moments, in the memory of the old ones."""

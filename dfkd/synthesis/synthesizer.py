@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,11 +38,9 @@ class Synthesis:
 class Synthesizer(ABC):
     """How a method makes images. One object serves a whole run.
 
-    With `keeps_images` the images of `synthesize` go to the run's bank, and the student's batches come from the bank, by
-    random views. Without, `sample` makes every batch of the student afresh.
+    The images of `synthesize` go to the run's bank, and the student's batches come from the bank, by random views; but for
+    a `FreshSynthesizer`.
     """
-
-    keeps_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,14 +63,6 @@ class Synthesizer(ABC):
             stop: asked between two steps; a synthesis that is stopped is lost and made again.
         """
 
-    def sample(self, count: int) -> torch.Tensor:
-        """Fresh images [count,C,H,W] in [0, 1], without a graph."""
-        raise NotImplementedError(f"{type(self).__name__} keeps its images in the bank")
-
-    def batch(self, count: int) -> torch.Tensor:
-        """A fresh batch of the student, [count,C,H,W]: `sample`, normalised."""
-        return normalise(self.sample(count), self.info)
-
     @property
     def generator(self) -> nn.Module | None:
         """The generator that lives for the whole run; None if there is none."""
@@ -86,6 +76,18 @@ class Synthesizer(ABC):
     def parts(self) -> dict[str, Any]:
         """All that a resumed run needs, as objects with `state_dict` and `load_state_dict`."""
         return {}
+
+
+class FreshSynthesizer(Synthesizer):
+    """One that keeps no images for the student: every batch is made afresh. Such a method reads no bank and has no labels."""
+
+    @abstractmethod
+    def sample(self, count: int) -> torch.Tensor:
+        """Fresh images [count,C,H,W] in [0, 1], without a graph."""
+
+    def batch(self, count: int) -> torch.Tensor:
+        """A fresh batch of the student, [count,C,H,W]: `sample`, normalised."""
+        return normalise(self.sample(count), self.info)
 
 
 class Memory(dict[str, Any]):

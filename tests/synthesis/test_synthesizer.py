@@ -13,7 +13,7 @@ from dfkd.errors import UserError
 from dfkd.methods import METHODS, Method, MethodSettings
 from dfkd.models import build_model
 from dfkd.models.weights import load_model
-from dfkd.synthesis.synthesizer import Best, Synthesis, Synthesizer, held, teacher_scores
+from dfkd.synthesis.synthesizer import Best, FreshSynthesizer, Synthesis, Synthesizer, held, teacher_scores
 
 
 def offered(*losses):
@@ -111,19 +111,26 @@ def test_teacher_scores_are_the_softmax_of_the_stored_bytes(tiny_teacher, refere
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in scores.values())
 
 
-class Fresh(Synthesizer):
-    """Keeps no images."""
-
-    keeps_images = False
+class Kept(Synthesizer):
+    """Its images would go to the bank."""
 
     def synthesize(self, epoch, stop=None):
         return Synthesis({})
 
 
-class Kept(Fresh):
-    """Keeps them."""
+class Fresh(FreshSynthesizer, Kept):
+    """Keeps no images."""
 
-    keeps_images = True
+    def sample(self, count):
+        return torch.zeros(count, *self.info.shape)
+
+
+def test_one_that_keeps_no_images_has_to_say_how_it_makes_them():
+    class Silent(FreshSynthesizer, Kept):
+        pass
+
+    with pytest.raises(TypeError, match="sample"):
+        Silent()
 
 
 class Labelled(KD):
