@@ -18,10 +18,11 @@ from rich.console import Console
 from benchmarks import bank, memory, peak, student, synthesis
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
-from dfkd.checkpoint import atomic_path, write_json
 from dfkd.errors import UserError, nearest
+from dfkd.files import atomic_path, write_json
+from dfkd.progress import setup_logging
 from dfkd.provenance import revision, versions
-from dfkd.runtime import Runtime, can_compile, multiplies_bf16, setup_logging
+from dfkd.runtime import Runtime, can_compile, multiplies_bf16
 
 PARTS = ("synthesis", "student", "bank", "memory")
 LATEST = Path(__file__).resolve().parent / "latest.md"

@@ -1,16 +1,13 @@
-"""Whole-state save and restore, and the write-then-rename that every artefact goes through."""
+"""Whole-state save and restore: a stage that was killed goes on where it was."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,71 +15,9 @@ import numpy as np
 import torch
 
 from dfkd.errors import UserError
+from dfkd.files import atomic_path
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name only when the block ends without an error.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; the partial file is removed.
-    """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read JSON. A missing or broken file is a `UserError` that names it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make it again.") from error
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. A missing file is a `UserError`."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

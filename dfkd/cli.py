@@ -309,6 +309,19 @@ def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of
     run(metrics, output)
 
 
+@plot_app.command("run")
+def plot_run(
+    folder: Annotated[Path, typer.Argument(help="a run: history.csv, metrics.json and bank.lmdb lie in it", metavar="FOLDER")],
+) -> None:
+    """Draw all of a run into its folder: curves.png, confusion.png, and bank.png, its own images."""
+    from dfkd.bank.grid import contact_sheet
+    from dfkd.evaluation.plots import plot_confusion, plot_history
+
+    plot_history(folder / "history.csv", folder / "curves.png")
+    plot_confusion(folder / "metrics.json", folder / "confusion.png")
+    contact_sheet(folder / "bank.lmdb", folder / "bank.png")
+
+
 @app.command("settings")
 def show_settings(
     stage: Annotated[str, typer.Argument(help=", ".join((*STAGES, "distill")))],
@@ -332,7 +345,7 @@ def show_settings(
 def main() -> None:
     """Entry point: one sentence and status 2 for a user's mistake; 128 + signal after an interruption with state saved."""
     from dfkd.cli_bank import bank_app
-    from dfkd.runtime import Stopped, setup_logging
+    from dfkd.progress import Stopped, setup_logging
 
     app.add_typer(bank_app, name="bank")
     setup_logging()

@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 
-from dfkd.checkpoint import atomic_path
+from dfkd.files import atomic_path
 
 
 class _PatientFile(io.FileIO):

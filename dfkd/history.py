@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from dfkd.checkpoint import atomic_path
+from dfkd.files import atomic_path
 
 Row = dict[str, float]
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.checkpoint import Checkpoint, atomic_path, file_sha256, fingerprint, read_json, write_json
+from dfkd.checkpoint import Checkpoint, fingerprint
 from dfkd.errors import UserError
+from dfkd.files import atomic_path, file_sha256, read_json, write_json
 from dfkd.runtime import derive_seed, seed_everything
 
 

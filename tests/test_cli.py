@@ -43,6 +43,11 @@ def test_every_command_explains_itself(words):
     assert "--output" in result.output
 
 
+def test_help_and_plans_wait_for_no_heavy_library():
+    code = "import sys, dfkd.cli, dfkd.targets, dfkd.progress, dfkd.evaluation.plots; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
 def test_help_of_a_stage_lists_its_settings():
     text = RUN.invoke(app, ["distill", "--help"], terminal_width=200).output
     for name in DDASettings.model_fields:

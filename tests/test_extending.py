@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import read_json
 from dfkd.datasets.prepared import read_info, read_split
+from dfkd.files import read_json
 from dfkd.models.weights import load_state, read_card
 
 ROOT = Path(__file__).resolve().parents[1]

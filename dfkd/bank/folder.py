@@ -14,9 +14,9 @@ from dfkd.bank.format import BLOCK_IMAGES, BankMeta, Block, encode
 from dfkd.bank.grid import to_pil
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import write_bank
-from dfkd.checkpoint import atomic_path
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
+from dfkd.files import atomic_path
 
 
 def export_folder(path: str | Path, output: str | Path) -> int:

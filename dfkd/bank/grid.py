@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError, nearest
+from dfkd.files import atomic_path
 
 CELL = 32  # pixels, at least
 GAP = 2

@@ -18,8 +18,8 @@ from dfkd.bank.format import BLOCK_IMAGES, BankMeta, Block, decode_meta, encode,
 from dfkd.bank.reader import BankReader
 from dfkd.bank.records import META_KEY, DamagedRecord, Header, block_key, check_record, read_header, renumber
 from dfkd.bank.storage import LMDB_MAGIC, check_structure, open_file, reading, visit_records, write_footer, writing
-from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError
+from dfkd.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from dfkd.datasets.arrays import SourceData, Split
 from dfkd.errors import UserError
-from dfkd.runtime import progress
+from dfkd.progress import progress
 from dfkd.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)

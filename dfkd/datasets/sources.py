@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from dfkd.checkpoint import file_sha256
 from dfkd.config import SOURCES
 from dfkd.datasets.arrays import SourceData, Split
 from dfkd.datasets.prepared import read_info, read_split, split_names
 from dfkd.errors import UserError, nearest
+from dfkd.files import file_sha256
 from dfkd.plugins import load
 from dfkd.settings import DatasetSettings
 

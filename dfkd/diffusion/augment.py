@@ -9,14 +9,16 @@ import torch
 from dfkd.bank.format import BLOCK_IMAGES, BankMeta, Block
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
-from dfkd.checkpoint import Checkpoint, file_sha256, read_json, write_json
+from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.diffusion import fidelity
 from dfkd.diffusion.backends import COST_FILE, Backend, create_backend
 from dfkd.errors import UserError
+from dfkd.files import file_sha256, read_json, write_json
 from dfkd.models.weights import load_model
+from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, derive_seed, progress, stop_request
+from dfkd.runtime import Runtime, derive_seed
 from dfkd.settings import AugmentSettings
 
 PARENTS = 200  # parents that are varied, judged and written together, at most

@@ -11,8 +11,9 @@ import torch
 from dfkd.checkpoint import Checkpoint
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError, nearest
+from dfkd.progress import StopRequest
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, StopRequest, derive_seed
+from dfkd.runtime import Runtime, derive_seed
 from dfkd.settings import AugmentSettings
 
 # name in `augment.backend` -> where the class is; imported when it is chosen, since diffusers takes seconds

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from dfkd.checkpoint import Checkpoint, write_json
+from dfkd.checkpoint import Checkpoint
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import to_bytes, to_unit
 from dfkd.diffusion.backends import COST_FILE, Backend, image_generators, image_noise
 from dfkd.errors import UserError
+from dfkd.files import write_json
+from dfkd.progress import StopRequest, progress
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, StopRequest, derive_seed, progress, seed_everything
+from dfkd.runtime import Runtime, derive_seed, seed_everything
 from dfkd.settings import AugmentSettings, BankDiffusionSettings
 
 TIMESTEPS = 1000  # of the training schedule

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd.bank.format import Block
-from dfkd.checkpoint import atomic_path
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.diffusion.image_variations import clip_input
 from dfkd.diffusion.pretrained import load_pretrained
+from dfkd.files import atomic_path
 from dfkd.runtime import Runtime
 from dfkd.settings import AugmentSettings
 

@@ -17,7 +17,7 @@ from torch import nn
 from dfkd.bank.format import FORMAT_VERSION, BankMeta
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
-from dfkd.checkpoint import Checkpoint, file_sha256, write_json
+from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
@@ -27,14 +27,16 @@ from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.distillation.teacher import accuracy
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
+from dfkd.files import file_sha256, write_json
 from dfkd.history import History
 from dfkd.methods import METHODS, MethodSettings, SampledSettings
 from dfkd.models import build_model
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.plugins import code_hash, load
+from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost, revision, versions
-from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesizer, teacher_scores
 
 

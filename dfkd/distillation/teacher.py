@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from dfkd.checkpoint import Checkpoint, file_sha256, write_json
+from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
@@ -17,11 +17,13 @@ from dfkd.datasets.views import normalise, random_views, to_unit
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
+from dfkd.files import file_sha256, write_json
 from dfkd.history import History, Row
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
+from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost, revision, versions
-from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.runtime import Runtime, seed_everything
 from dfkd.settings import TeacherSettings
 
 

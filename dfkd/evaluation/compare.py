@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import ResultFile, Statistic, read_result
 from dfkd.evaluation.predict import read_predictions
 from dfkd.evaluation.show import PUBLISHED_METRICS
+from dfkd.files import atomic_path
 
 CONTROLS = ("real", "noise")  # there to be compared with; none of them can be the best
 METHOD_STAGES = ("init-bank", "augment", "distill")  # what a method takes below the teacher; measuring it is left out

@@ -20,13 +20,13 @@ from PIL import Image
 
 from dfkd.bank.grid import CELL, draw_rows
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError
 from dfkd.evaluation.compare import FEWEST_SEEDS, LEVEL, Row, read_correct, read_results, run_folders, table, write_csv
 from dfkd.evaluation.formats import ResultFile
 from dfkd.evaluation.page_style import SORT, STYLE
 from dfkd.evaluation.plots import STYLE as PLOT_STYLE
 from dfkd.evaluation.plots import read_history
+from dfkd.files import atomic_path
 
 SHOWN = 20  # images of a method
 PALETTES = (("tab10", 10), ("Dark2", 8))

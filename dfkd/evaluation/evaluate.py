@@ -8,16 +8,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dfkd.checkpoint import write_json
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.errors import UserError
 from dfkd.evaluation import metrics
 from dfkd.evaluation.formats import Measured, MeasuredTeacher, MetricsFile, Weights
 from dfkd.evaluation.predict import predict, write_predictions
+from dfkd.files import write_json
 from dfkd.models.weights import WeightsCard, load_model, read_card
+from dfkd.progress import progress
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, progress
+from dfkd.runtime import Runtime
 from dfkd.settings import EvaluateSettings
 
 logger = logging.getLogger(__name__)

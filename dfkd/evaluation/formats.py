@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dfkd.checkpoint import read_json, write_json
 from dfkd.errors import UserError
 from dfkd.evaluation.published import PublishedFigure
+from dfkd.files import read_json, write_json
 
 FORMAT_VERSION = 1
 AnyFile = TypeVar("AnyFile", bound=BaseModel)

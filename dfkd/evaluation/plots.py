@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from dfkd.checkpoint import atomic_path
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import read_metrics
+from dfkd.files import atomic_path
 
 # Panels of the learning curves: title, columns of history.csv with their labels, logarithmic y axis.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (

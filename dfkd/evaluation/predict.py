@@ -15,7 +15,8 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
 from dfkd.hdf5 import atomic_hdf5
-from dfkd.runtime import Runtime, Steps
+from dfkd.progress import Steps
+from dfkd.runtime import Runtime
 
 FORMAT = "dfkd predictions 1"
 CHUNK_ROWS = 1024

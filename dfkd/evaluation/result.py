@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import file_sha256, read_json
 from dfkd.config import check_method
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import (
@@ -30,6 +29,7 @@ from dfkd.evaluation.formats import (
 )
 from dfkd.evaluation.published import matching
 from dfkd.evaluation.show import show
+from dfkd.files import file_sha256, read_json
 from dfkd.methods import METHODS
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import cpu_name

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dfkd.checkpoint import atomic_path, read_json, write_json
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
+from dfkd.files import atomic_path, read_json, write_json
 from dfkd.models import build_model, count_parameters
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime

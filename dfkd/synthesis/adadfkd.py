@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.self_paced import Relational
 from dfkd.methods import AdaDFKDSettings
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.cudfkd import TEMPERATURE, CuDFKD
 from dfkd.synthesis.priors import js_divergence
 from dfkd.synthesis.synthesizer import Synthesis

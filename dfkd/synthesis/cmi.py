@@ -24,7 +24,8 @@ from torch import nn
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.objective import Objective
 from dfkd.methods import CMISettings
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.contrastive import Contrast
 from dfkd.synthesis.inversion import GeneratorInversion
 from dfkd.synthesis.priors import decision_adversarial

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from dfkd.runtime import StopRequest
+from dfkd.progress import StopRequest
 from dfkd.synthesis.fixed import Fixed
 from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesis
 

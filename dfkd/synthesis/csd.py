@@ -18,7 +18,8 @@ from torch import nn
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.csd import CSDObjective
 from dfkd.methods import CSDSettings
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.inversion import GeneratorInversion
 from dfkd.synthesis.synthesizer import Synthesis, Synthesizer, held
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from dfkd.methods import CuDFKDSettings
 from dfkd.models.generators import reset_n02
-from dfkd.runtime import StopRequest
+from dfkd.progress import StopRequest
 from dfkd.synthesis.generative import StatisticsSynthesizer
 from dfkd.synthesis.priors import activation, class_balance, js_divergence, kl_divergence, one_hot
 from dfkd.synthesis.synthesizer import Synthesis

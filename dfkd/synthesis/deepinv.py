@@ -26,7 +26,8 @@ from dfkd.datasets.views import normalise, to_bytes
 from dfkd.distillation.objective import Objective
 from dfkd.errors import UserError
 from dfkd.methods import DeepInversionSettings
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.priors import BatchStatistics, js_divergence, one_hot, random_labels, total_variation
 from dfkd.synthesis.synthesizer import Best, Synthesis, Synthesizer, clear_moments, held, teacher_scores
 

@@ -22,7 +22,7 @@ from dfkd.datasets.views import denormalise
 from dfkd.distillation.schedule import rate_at
 from dfkd.methods import DFADSettings
 from dfkd.models.generators import GeneratorA
-from dfkd.runtime import StopRequest
+from dfkd.progress import StopRequest
 from dfkd.synthesis.generative import GenerativeSynthesizer
 from dfkd.synthesis.synthesizer import Synthesis
 

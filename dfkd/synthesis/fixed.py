@@ -7,7 +7,7 @@ the teacher's init bank, inverted by the same losses without the contrastive and
 
 from __future__ import annotations
 
-from dfkd.runtime import StopRequest
+from dfkd.progress import StopRequest
 from dfkd.synthesis.synthesizer import Synthesis, Synthesizer
 
 

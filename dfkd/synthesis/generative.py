@@ -13,7 +13,8 @@ from dfkd.datasets.views import normalise
 from dfkd.distillation.objective import Objective
 from dfkd.methods import GenerativeSettings, StatisticsSettings
 from dfkd.models.generators import GENERATORS
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.priors import BatchStatistics
 from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesis, held
 

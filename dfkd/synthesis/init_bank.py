@@ -12,12 +12,14 @@ from torch import nn
 
 from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
-from dfkd.checkpoint import Checkpoint, write_json
+from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.errors import UserError
+from dfkd.files import write_json
 from dfkd.models.weights import load_model
+from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, progress, seed_everything, stop_request
+from dfkd.runtime import Runtime, seed_everything
 from dfkd.settings import InitBankSettings
 from dfkd.synthesis.inversion import GeneratorInversion
 

@@ -17,7 +17,8 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, to_bytes
 from dfkd.methods import InversionSettings
 from dfkd.models.generators import GENERATORS, reset_n02
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.contrastive import Contrast
 from dfkd.synthesis.priors import BatchStatistics, one_hot, random_labels
 from dfkd.synthesis.synthesizer import Best, Synthesis, clear_moments, teacher_scores

@@ -21,7 +21,8 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, random_views, to_bytes
 from dfkd.distillation.objective import Objective
 from dfkd.methods import FastSettings, NAYERSettings
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 from dfkd.synthesis.priors import MovingStatistics, decision_adversarial, one_hot
 from dfkd.synthesis.synthesizer import Best, Memory, Synthesis, Synthesizer, held, teacher_scores
 

@@ -15,7 +15,8 @@ from torch import nn
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
-from dfkd.runtime import Runtime, StopRequest
+from dfkd.progress import StopRequest
+from dfkd.runtime import Runtime
 
 if TYPE_CHECKING:
     from dfkd.distillation.objective import Objective

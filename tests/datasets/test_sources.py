@@ -10,11 +10,11 @@ import scipy.io
 import torch
 from torchvision import datasets
 
-from dfkd.checkpoint import file_sha256
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.datasets.sources import SOURCES, TORCHVISION, load_source
 from dfkd.errors import UserError
+from dfkd.files import file_sha256
 from dfkd.settings import DatasetSettings
 
 NOWHERE = "http://127.0.0.1:9/"  # the port `discard`: refused at once

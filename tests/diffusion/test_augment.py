@@ -18,7 +18,8 @@ from dfkd.diffusion.augment import augment, choose_parents
 from dfkd.errors import UserError
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
-from dfkd.runtime import Runtime, Stopped
+from dfkd.progress import Stopped
+from dfkd.runtime import Runtime
 from dfkd.settings import AugmentSettings
 
 INFO = DatasetInfo(

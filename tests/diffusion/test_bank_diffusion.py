@@ -9,8 +9,9 @@ from dfkd.diffusion import bank_diffusion
 from dfkd.diffusion.backends import create_backend, image_generators, image_noise
 from dfkd.diffusion.bank_diffusion import BankDiffusion, build_unet, learning_rate
 from dfkd.errors import UserError
+from dfkd.progress import Stopped, StopRequest
 from dfkd.provenance import Cost
-from dfkd.runtime import Runtime, Stopped, StopRequest
+from dfkd.runtime import Runtime
 from dfkd.settings import AugmentSettings, BankDiffusionSettings
 
 INFO = DatasetInfo(

@@ -10,15 +10,15 @@ from dfkd.bank.grid import contact_sheet
 from dfkd.bank.reader import BankReader
 from dfkd.bank.stats import summarise
 from dfkd.bank.verify import verify_bank
-from dfkd.checkpoint import read_json
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.distillation.distill import distill
 from dfkd.distillation.kd import KD
 from dfkd.errors import UserError
+from dfkd.files import read_json
 from dfkd.methods import METHODS, DAFLSettings
 from dfkd.models.generators import LargeGenerator
 from dfkd.models.weights import load_model, load_state, read_card
-from dfkd.runtime import Stopped
+from dfkd.progress import Stopped
 from dfkd.synthesis.dafl import DAFL
 
 SETTINGS = DAFLSettings(

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import read_json
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.distillation import distill as student_stage
 from dfkd.distillation import teacher as teacher_stage
 from dfkd.errors import UserError
+from dfkd.files import read_json
 from dfkd.methods import DDASettings
 from dfkd.models import build_model
 from dfkd.models.weights import load_model, read_card, save_weights

@@ -1,10 +1,13 @@
 import json
+import shutil
 import time
 
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from dfkd.cli import app
 from dfkd.errors import UserError
 from dfkd.evaluation import plots
 from dfkd.evaluation.plots import plot_confusion, plot_history, read_history
@@ -112,3 +115,12 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         plot_history(tmp_path / "missing.csv", tmp_path / "history.png")
     assert not (tmp_path / "history.png").exists()
+
+
+def test_all_of_a_run_is_drawn_into_its_folder(tiny_bank, tmp_path):
+    write_history(tmp_path / "history.csv")
+    write_random(tmp_path / "metrics.json", 3)
+    shutil.copy(tiny_bank, tmp_path / "bank.lmdb")
+    result = CliRunner().invoke(app, ["plot", "run", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert all(ink(tmp_path / name) > 0.02 for name in ("curves.png", "confusion.png", "bank.png"))

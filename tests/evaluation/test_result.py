@@ -9,11 +9,11 @@ from rich.console import Console
 
 from dfkd.bank.format import BankMeta
 from dfkd.bank.writer import BankWriter
-from dfkd.checkpoint import write_json
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import MetricsFile, read_result, result_schema
 from dfkd.evaluation.result import collect, show, summarise
+from dfkd.files import write_json
 from dfkd.methods import METHODS
 
 TEACHER = "t" * 64

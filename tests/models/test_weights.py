@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dfkd.checkpoint import file_sha256
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
+from dfkd.files import file_sha256
 from dfkd.models import build_model, count_parameters
 from dfkd.models.weights import WeightsCard, import_checkpoint, load_model, load_state, read_card, save_weights
 from dfkd.runtime import Runtime

@@ -8,6 +8,7 @@ import torch
 from dfkd.bank.reader import BankReader
 from dfkd.distillation.distill import Run, distill
 from dfkd.errors import UserError
+from dfkd.files import file_sha256
 from dfkd.methods import METHODS
 from dfkd.synthesis.controls import Noise
 from dfkd.synthesis.synthesizer import FreshSynthesizer
@@ -76,6 +77,13 @@ def test_the_real_images_are_in_the_store_and_never_in_the_bank(tiny_teacher, ti
     assert len(bank) == 0
     assert cost["images"] == 0
     assert [name for name, method in METHODS.items() if method.real] == ["real"]
+    lineage = json.loads((tmp_path / "student.json").read_text())["lineage"]
+    assert lineage["data"] == file_sha256(tiny_data.data)
+
+
+def test_the_noise_of_a_run_has_no_real_images_in_its_lineage(tiny_teacher, tiny_data, reference, tmp_path):
+    run(tiny_teacher, tiny_data, reference, tmp_path, "noise")
+    assert set(json.loads((tmp_path / "student.json").read_text())["lineage"]) == {"teacher"}
 
 
 @pytest.mark.parametrize(("method", "given"), [("real", False), ("noise", True)])

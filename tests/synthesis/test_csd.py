@@ -10,7 +10,8 @@ from dfkd.distillation.schedule import count_syntheses
 from dfkd.methods import METHODS, CSDSettings, DDASettings
 from dfkd.models import build_model
 from dfkd.models.weights import load_model
-from dfkd.runtime import Stopped, StopRequest, seed_everything
+from dfkd.progress import Stopped, StopRequest
+from dfkd.runtime import seed_everything
 from dfkd.synthesis.priors import rotation_labels
 
 SMALL = {"synthesis_batch_size": 6, "g_steps": 2, "latent_size": 8, "width": 4, "batch_size": 6}

@@ -3,8 +3,8 @@ import torch
 
 from dfkd.bank.merge import merge_banks
 from dfkd.bank.reader import BankReader
-from dfkd.checkpoint import read_json
 from dfkd.errors import UserError
+from dfkd.files import read_json
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, save_weights
 from dfkd.settings import InitBankSettings

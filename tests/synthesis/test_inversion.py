@@ -4,7 +4,8 @@ import torch
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
 from dfkd.models.weights import load_model
-from dfkd.runtime import Runtime, Stopped, StopRequest, seed_everything
+from dfkd.progress import Stopped, StopRequest
+from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.inversion import GeneratorInversion
 from dfkd.synthesis.priors import BatchStatistics
 

@@ -86,13 +86,13 @@ rule run_pictures:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        folder=subpath(output.curves, parent=True),
     message:
         "Draw curves, confusion matrices and own bank of {wildcards.student} ({wildcards.dataset}), "
         "seed {wildcards.seed}"
     shell:
-        "{{ dfkd plot curves {input.history:q} -o {output.curves:q}; "
-        "dfkd plot confusion {input.metrics:q} -o {output.confusion:q}; "
-        "dfkd bank grid {input.bank:q} -o {output.bank:q}; }} > {log:q} 2>&1"
+        "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
 
 rule result:
