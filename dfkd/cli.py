@@ -204,7 +204,9 @@ def distill(
     output: Output,
     bank: Annotated[list[Path] | None, typer.Option(help="image bank of this teacher (repeatable)")] = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
-    data: Annotated[Path | None, typer.Option(help="prepared data set; for the control `real` alone")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="images to distil on, for `real` and `kd`: a prepared data set or a folder")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
     settings: SettingsText = None,
@@ -222,11 +224,11 @@ def distill(
 
 @app.command(epilog=_epilog("evaluate"))
 def evaluate(
-    teacher: TeacherFile,
     student: Annotated[Path, typer.Option(help="student weights (safetensors), last epoch")],
     test: TestFile,
     output: Output,
     predictions: Annotated[Path, typer.Option(help="HDF5 of both networks' logits on the test split")],
+    teacher: Annotated[Path | None, typer.Option(help="teacher weights; left away for a student from scratch")] = None,
     best: Annotated[Path | None, typer.Option(help="student weights of the best epoch, reported beside")] = None,
     settings: SettingsText = None,
     changes: Changes = None,
@@ -242,11 +244,11 @@ def evaluate(
 @app.command()
 def result(
     dataset: Annotated[str, typer.Option()],
-    teacher: Annotated[str, typer.Option(help="architecture")],
     student: Annotated[str, typer.Option(help="architecture")],
     metrics: Annotated[list[Path], typer.Option(help="metrics.json of one seed (repeatable)")],
     config_hash: Annotated[str, typer.Option(help="SHA-256 of the settings of all stages")],
     output: Output,
+    teacher: Annotated[str | None, typer.Option(help="architecture; left away for method scratch")] = None,
     method: Annotated[str, typer.Option()] = DEFAULT_METHOD,
     cost: Annotated[list[str] | None, typer.Option(help="STAGE=FILE (repeatable)")] = None,
     artefact: Annotated[list[str] | None, typer.Option(help="NAME=FILE whose SHA-256 is recorded (repeatable)")] = None,
@@ -311,15 +313,18 @@ def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of
 
 @plot_app.command("run")
 def plot_run(
-    folder: Annotated[Path, typer.Argument(help="a run: history.csv, metrics.json and bank.lmdb lie in it", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="a run: history.csv, metrics.json, bank.lmdb", metavar="FOLDER")],
 ) -> None:
-    """Draw all of a run into its folder: curves.png, confusion.png, and bank.png, its own images."""
-    from dfkd.bank.grid import contact_sheet
+    """Draw all of a run into its folder: curves.png, confusion.png and, where it has a bank, bank.png."""
     from dfkd.evaluation.plots import plot_confusion, plot_history
 
     plot_history(folder / "history.csv", folder / "curves.png")
     plot_confusion(folder / "metrics.json", folder / "confusion.png")
-    contact_sheet(folder / "bank.lmdb", folder / "bank.png")
+    if (folder / "bank.lmdb").exists():
+        from dfkd.bank.grid import contact_sheet
+
+        # a student from scratch has none
+        contact_sheet(folder / "bank.lmdb", folder / "bank.png")
 
 
 @app.command("settings")

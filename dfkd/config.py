@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dfkd.errors import UserError, nearest
-from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS
+from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS, MethodSettings, transfer_set
 from dfkd.plugins import load_plugins, named, note
 from dfkd.settings import (
     AugmentSettings,
@@ -82,9 +82,9 @@ class Config(Settings):
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one student per seed")
     compare: list[str] = Field(
-        default_factory=lambda: [name for name in METHODS if name not in ALIASES],
+        default_factory=lambda: [name for name, method in METHODS.items() if name not in ALIASES and not method.transfer],
         min_length=1,
-        description="the methods of results/compare/…; all without it",
+        description="the methods of results/compare/…; all but `kd` without it",
     )
     scatter: Count = Field(1, description="parallel shards of the init bank; any number gives the same bank")
     teacher: Section = Section()
@@ -215,8 +215,18 @@ def check_config(values: Any, where: str) -> Config:
                 _check_target(key, 2 if stage in TEACHER_STAGES else 3, config, f"{where}: overrides of {stage}")
             for key in ("", *section.overrides):
                 dataset, teacher, student = (*key.split("_"), "", "")[:3]
-                config.stage(stage, dataset, teacher, student, method)
+                _check_transfer_set(method, config.stage(stage, dataset, teacher, student, method), config, where)
     return config
+
+
+def _check_transfer_set(method: str, settings: StageSettings, config: Config, where: str) -> None:
+    """Refuse a transfer set that is a data set nobody knows."""
+    kind, value = transfer_set(method, settings) if isinstance(settings, MethodSettings) else ("", "")
+    if kind == "dataset":
+        try:
+            check_dataset(value, config)
+        except UserError as error:
+            raise UserError(f"{where}: {method}: transfer_set: {error}") from None
 
 
 def _check_target(key: str, parts: int, config: Config, where: str) -> None:

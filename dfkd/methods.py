@@ -298,6 +298,39 @@ class FixedSettings(MethodSettings):
     milestones: list[int] = Field([120, 150, 180])
 
 
+class KDSettings(FixedSettings):
+    """Vanilla distillation on a transfer set, as the field's script for it has it: temperature 1."""
+
+    temperature: Rate = 1.0
+    transfer_set: str = Field(
+        "train",
+        description="the images: `train`, the data set's own; `dataset:NAME`, another's, or `folder:PATH`, without labels; "
+        "`bank:init`, `bank:variations`, `bank:PATH`",
+    )
+    alpha: Weight = Field(1.0, description="weight of the imitation of the teacher")
+    beta: Weight = Field(0.0, description="weight of the cross-entropy with the labels, of `train` or of a bank")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> KDSettings:
+        kind, value = self.transfer
+        if not (self.transfer_set == "train" or (kind in ("dataset", "folder", "bank") and value)):
+            raise ValueError(
+                f"transfer_set '{self.transfer_set}': expected train, dataset:NAME, folder:PATH, bank:init, bank:variations "
+                "or bank:PATH"
+            )
+        if self.beta and kind in ("dataset", "folder"):
+            raise ValueError(f"beta has no effect on the images of '{self.transfer_set}', which have no labels: set it to 0")
+        if not self.alpha and not self.beta:
+            raise ValueError("alpha and beta are both 0: nothing is left to learn from")
+        return self
+
+    @property
+    def transfer(self) -> tuple[str, str]:
+        """Kind and value of the transfer set: `bank:init` is ("bank", "init")."""
+        kind, _, value = self.transfer_set.partition(":")
+        return kind, value
+
+
 class NoiseSettings(FixedSettings, SampledSettings):
     """The control `noise`: plain distillation on uniform noise."""
 
@@ -312,6 +345,7 @@ class Method:
     banks: tuple[str, ...] = ()  # the teacher's banks that it starts from: `init`, `variations`
     generator: bool = False  # its generator lives for the whole run and is kept as an artefact
     real: bool = False  # reads the real training images: not data-free
+    transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are KDSettings
 
 
 METHODS: dict[str, Method] = {
@@ -334,6 +368,7 @@ METHODS: dict[str, Method] = {
     "nayer": Method(NAYERSettings, "dfkd.synthesis.nayer:NAYER"),
     "noise": Method(NoiseSettings, "dfkd.synthesis.controls:Noise"),
     "real": Method(FixedSettings, "dfkd.synthesis.controls:Real", real=True),
+    "kd": Method(KDSettings, "dfkd.synthesis.fixed:Fixed", "dfkd.distillation.kd:VanillaKD", transfer=True),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}
@@ -341,7 +376,17 @@ METHODS |= {alias: METHODS[name] for alias, name in ALIASES.items()}
 DEFAULT_METHOD = "dda"
 
 # Folders that lie beside those of the methods in results/.
-RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare")
+RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare", "scratch")
+
+
+def transfer_set(method: str, settings: MethodSettings) -> tuple[str, str]:
+    """Kind and value of the images that are given to a method and that it distils on as they are; ("", "") for most.
+
+    The kinds: `train`, `dataset`, `folder`, `bank`; a value is the data set's name, the folder, `init`, `variations` or a bank.
+    """
+    if METHODS[method].real:
+        return "train", ""
+    return settings.transfer if METHODS[method].transfer and isinstance(settings, KDSettings) else ("", "")
 
 
 def register_method(name: str, method: Method) -> None:
@@ -354,6 +399,8 @@ def register_method(name: str, method: Method) -> None:
         raise UserError(f"method '{name}': expected Method(settings, …) with a subclass of MethodSettings.")
     own = f"{method.settings.__module__}:{method.settings.__name__}"
     note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), method.synthesizer, method.objective, own)
+    if method.transfer and not issubclass(method.settings, KDSettings):
+        raise UserError(f"method '{name}': a transfer set needs settings derived from KDSettings.")
     if not set(method.banks) <= {"init", "variations"}:
         raise UserError(f"method '{name}': banks {method.banks}; there are 'init' and 'variations'.")
     METHODS[name] = method

@@ -8,17 +8,19 @@ from dfkd.config import Config, check_dataset, check_model
 from dfkd.errors import UserError, nearest
 from dfkd.methods import METHODS
 
+SCRATCH = re.compile(r"results/scratch/(?P<target>[^/]+)\.json"), 2
 RESULT = re.compile(r"results/(?:(?P<method>[^/]+)/)?(?P<target>[^/]+)\.json")
 # Other files that a user may ask for by name: the pattern, and how many names its target holds.
 OTHERS = (
     (re.compile(r"data/(?P<target>[^/.]+)(?:\.test)?\.h5"), 1),
+    (re.compile(r"results/runs/scratch/(?P<target>[^/]+)/.+"), 2),
     (re.compile(r"results/(?:teachers|banks)/(?P<target>[^/]+)/.+"), 2),
     (re.compile(r"results/compare/(?P<target>[^/.]+)\.(?:html|csv|png)"), 3),
     (re.compile(r"results/runs/(?P<method>[^/]+)/(?P<target>[^/]+)/.+"), 3),
 )
 FORMS = {
     1: "data/DATASET.h5",
-    2: "results/teachers/DATASET_TEACHER/… or results/banks/DATASET_TEACHER/…",
+    2: "results/teachers/DATASET_TEACHER/…, results/banks/DATASET_TEACHER/… or results/scratch/DATASET_STUDENT.json",
     3: "results/DATASET_TEACHER_STUDENT.json, results/METHOD/DATASET_TEACHER_STUDENT.json or "
     "results/compare/DATASET_TEACHER_STUDENT.html",
 }
@@ -30,7 +32,7 @@ def check_target(path: str, config: Config) -> None:
     Raises:
         UserError: names the part that is unknown and its nearest known relatives.
     """
-    for pattern, count in ((RESULT, 3), *OTHERS):
+    for pattern, count in (SCRATCH, (RESULT, 3), *OTHERS):
         match = pattern.fullmatch(path.removeprefix("./"))
         if match:
             names = match.groupdict()

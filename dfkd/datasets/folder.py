@@ -105,14 +105,15 @@ def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """The visible files of every class with its label, in a fixed order."""
     listing = []
     for label, name in enumerate(classes):
-        paths = sorted(_visible_files(folder / name))
+        paths = sorted(visible_files(folder / name))
         if not paths:
             raise UserError(f"{folder / name}: the class folder is empty; put images into it or remove it.")
         listing += [(path, label) for path in paths]
     return listing
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden, nor in a hidden folder."""
     for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
         yield from (Path(place, name) for name in names if not name.startswith("."))

@@ -1,6 +1,7 @@
 """The student's stage: synthesise against it, distil it, round by round. No real training image is read.
 
-The one exception is the control `real`, which is there to be compared with and is marked as not data-free.
+The exceptions are there to be compared with and are marked as not data-free: the control `real`, and `kd` on a transfer set of
+real images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.prepared import read_info, read_split
+from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
 from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.objective import Objective
 from dfkd.distillation.schedule import Turn, count_syntheses, count_turns, rate_at, turns
@@ -29,7 +31,7 @@ from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import History
-from dfkd.methods import METHODS, MethodSettings, SampledSettings
+from dfkd.methods import METHODS, KDSettings, MethodSettings, SampledSettings, transfer_set
 from dfkd.models import build_model
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard, load_model, save_weights
@@ -191,24 +193,25 @@ def distill(
     Args:
         banks: image banks of this teacher, sampled uniformly together with the run's own.
         test: prepared test split; measured once an epoch, trained on never.
-        data: prepared data set with its training split; for the control `real` alone.
+        data: prepared data set or folder of images: what `real` and `kd` distil on, if not on a bank.
 
     Raises:
-        UserError: a bank of another teacher, an unknown method, a model that cannot take the images or the method.
+        UserError: a bank of another teacher, an unknown method, a transfer set that does not fit, a model that cannot take
+            the images or the method.
     """
     check_method(method)
     teacher_model, card = load_model(teacher, runtime)
     info = card.dataset
     if read_info(test).classes != info.classes:
         raise UserError(f"{test}: its classes are not those of the teacher {teacher}; prepare the teacher's data set.")
-    if METHODS[method].real != (data is not None):
-        raise UserError(f"method {method}: --data (real images) is for the control 'real', which needs it, and for it alone.")
+    kind, _ = transfer_set(method, settings)
+    _check_given(method, kind, banks, data)
     test_images, test_labels = read_split(test, "test")
-    real = read_split(data, "train") if data is not None else None
+    given = read_transfer_set(data, kind, info) if data is not None else None
     readers = {path: BankReader(path, teacher_sha256=card.sha256) for path in banks}
     lineage = {"teacher": card.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
     if data is not None:
-        lineage["data"] = file_sha256(data)
+        lineage["data"] = transfer_sha256(data)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -234,23 +237,24 @@ def distill(
     first, rows = 0, []
     state = checkpoint.load()
 
-    meta = _bank_meta(card, readers, settings, seed, method, architecture, synthesizer.notes)
+    notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
+    meta = _bank_meta(card, readers, settings, seed, method, architecture, notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), state["turn"] if state else 0) as bar,
     ):
-        given = sum(len(reader) for reader in readers.values()) + (len(real[0]) if real else 0)
+        there = sum(len(reader) for reader in readers.values()) + (len(given[0]) if given else 0)
         own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-        store = ImageStore(given + own, info.shape, runtime)
+        store = ImageStore(there + own, info.shape, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
         if state:
             run.load_state(state["run"])
             first, rows, best = state["turn"], state["rows"], state["best"]
         else:
             bank.truncate(0)
-        if real:
-            store.append(*real)
+        if given:
+            store.append(*given)
         for reader in (*readers.values(), *([] if fresh else [bank.reader()])):
             if len(reader):
                 arrays = reader.load()
@@ -297,7 +301,7 @@ def distill(
         versions=versions(),
         revision=revision(),
         lineage=lineage,
-        notes=synthesizer.notes,
+        notes=notes,
     )
     saved = save_weights(output, student, student_card)
     if synthesizer.generator is not None:
@@ -310,6 +314,17 @@ def distill(
     save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
     checkpoint.remove()
     return saved
+
+
+def _check_given(method: str, kind: str, banks: Sequence[Path], data: Path | None) -> None:
+    """Refuse images that the method would not look at, and miss those that it needs."""
+    if (kind in ("train", "dataset", "folder")) != (data is not None):
+        needs = f"distils on transfer_set {kind}" if kind else "makes its images"
+        wants = "give the images with --data" if data is None else "leave --data away"
+        raise UserError(f"method {method}: {needs}; {wants} (it is for the control 'real' and for 'kd').")
+    if METHODS[method].transfer and (kind == "bank") != bool(banks):
+        wants = "give the bank with --bank" if not banks else "leave --bank away"
+        raise UserError(f"method {method}: distils on transfer_set {kind}; {wants}.")
 
 
 def _bank_meta(

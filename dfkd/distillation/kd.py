@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ from dfkd.distillation.objective import Objective
 from dfkd.synthesis.priors import kl_divergence
 
 if TYPE_CHECKING:
-    from dfkd.methods import MethodSettings
+    from dfkd.methods import KDSettings, MethodSettings
 
 
 def imitation(student: torch.Tensor, teacher: torch.Tensor, settings: MethodSettings) -> torch.Tensor:
@@ -26,7 +26,7 @@ def imitation(student: torch.Tensor, teacher: torch.Tensor, settings: MethodSett
 class KD(Objective):
     """The imitation of the teacher's answers and nothing else."""
 
-    terms = ("loss",)
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The imitation loss."""
@@ -34,3 +34,19 @@ class KD(Objective):
         with self.runtime.autocast():
             logits = self.student(images)
         return {"loss": imitation(logits, answers, self.settings)}
+
+
+class VanillaKD(KD):
+    """alpha · imitation + beta · cross-entropy with the images' labels; labels are looked at only when beta is above 0."""
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "kd", "ce")
+    settings: KDSettings
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The sum and its two terms; `ce` is 0 where beta is."""
+        answers = self.teacher_answers(images)
+        with self.runtime.autocast():
+            logits = self.student(images)
+        kd = imitation(logits, answers, self.settings)
+        ce = F.cross_entropy(logits.float(), labels) if self.settings.beta else torch.zeros_like(kd)
+        return {"loss": self.settings.alpha * kd + self.settings.beta * ce, "kd": kd, "ce": ce}

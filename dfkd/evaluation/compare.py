@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfkd.errors import UserError
-from dfkd.evaluation.formats import ResultFile, Statistic, read_result
+from dfkd.evaluation.formats import ResultFile, Statistic, TeacherSummary, read_result
 from dfkd.evaluation.predict import read_predictions
 from dfkd.evaluation.show import PUBLISHED_METRICS
 from dfkd.files import atomic_path
@@ -212,6 +212,7 @@ def table(results: Sequence[ResultFile], correct: Sequence[Flags]) -> list[Row]:
 def _row(result: ResultFile, best: ResultFile, interval: Interval | None) -> Row:
     published, source = published_figure(result)
     last, chosen = result.acc1.mean, result.best_acc1
+    agree1, lp = _measured(result.agree1), _measured(result.lp)
     return Row(
         method=result.method,
         control=result.method in CONTROLS,
@@ -221,10 +222,10 @@ def _row(result: ResultFile, best: ResultFile, interval: Interval | None) -> Row
         acc1_std=result.acc1.std,
         best_acc1=None if chosen is None else chosen.mean,
         best_acc1_std=None if chosen is None else chosen.std,
-        agree1=result.agree1.mean,
-        agree1_std=result.agree1.std,
-        lp=result.lp.mean,
-        lp_std=result.lp.std,
+        agree1=agree1.mean,
+        agree1_std=agree1.std,
+        lp=lp.mean,
+        lp_std=lp.std,
         **{key: own_cost(result, key) for key in ("seconds", "images", "teacher_queries")},
         published=published,
         published_source=source,
@@ -275,4 +276,16 @@ def _minus(value: Statistic | None, other: float | None) -> float | None:
 
 
 def _target(result: ResultFile) -> str:
-    return f"{result.dataset}_{result.teacher.name}_{result.student.name}"
+    return f"{result.dataset}_{teacher_of(result).name}_{result.student.name}"
+
+
+def teacher_of(result: ResultFile) -> TeacherSummary:
+    """The teacher. A `UserError` for a student from scratch, whose answers are compared with nobody's."""
+    if result.teacher is None:
+        raise UserError(f"compare: {result.student.name} of method {result.method} has no teacher; compare one pair's methods.")
+    return result.teacher
+
+
+def _measured(value: Statistic | None) -> Statistic:
+    assert value is not None  # measured wherever there is a teacher
+    return value

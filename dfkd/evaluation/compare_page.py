@@ -21,7 +21,17 @@ from PIL import Image
 from dfkd.bank.grid import CELL, draw_rows
 from dfkd.bank.reader import BankReader
 from dfkd.errors import UserError
-from dfkd.evaluation.compare import FEWEST_SEEDS, LEVEL, Row, read_correct, read_results, run_folders, table, write_csv
+from dfkd.evaluation.compare import (
+    FEWEST_SEEDS,
+    LEVEL,
+    Row,
+    read_correct,
+    read_results,
+    run_folders,
+    table,
+    teacher_of,
+    write_csv,
+)
 from dfkd.evaluation.formats import ResultFile
 from dfkd.evaluation.page_style import SORT, STYLE
 from dfkd.evaluation.plots import STYLE as PLOT_STYLE
@@ -176,7 +186,8 @@ def draw_images(results: Sequence[ResultFile], runs: Path) -> Image.Image:
 
 def page(first: ResultFile, rows: Sequence[Row], figure: bytes, sheet: bytes) -> str:
     """The comparison as HTML: styles, script and pictures are within, nothing is loaded."""
-    title = f"{first.dataset}: {first.teacher.name} → {first.student.name}"
+    teacher = teacher_of(first)
+    title = f"{first.dataset}: {teacher.name} → {first.student.name}"
     head = "".join(f'<th title="{html.escape(meaning)}">{html.escape(name)}</th>' for name, meaning in COLUMNS)
     meanings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>" for name, meaning in COLUMNS)
     body = "".join(_line(row) for row in rows)
@@ -189,7 +200,7 @@ def page(first: ResultFile, rows: Sequence[Row], figure: bytes, sheet: bytes) ->
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p>Teacher: {first.teacher.acc1:.2f} % Acc@1, {first.teacher.params:,} parameters; student: {first.student.params:,} parameters.
+<p>Teacher: {teacher.acc1:.2f} % Acc@1, {teacher.params:,} parameters; student: {first.student.params:,} parameters.
 {len(rows)} methods, on the real test split. {_about_noise(rows)}</p>
 <p class="hint">A click on a column's name sorts by it.</p>
 <div class="wide"><table>

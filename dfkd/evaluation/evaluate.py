@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    teacher: Path,
+    teacher: Path | None,
     student: Path,
     best: Path | None,
     test: Path,
@@ -34,13 +34,13 @@ def evaluate(
     predictions: Path,
     runtime: Runtime,
 ) -> Cost:
-    """Measure a student on the test split, and write its metrics and the logits of both networks.
+    """Measure a student on the test split, and write its metrics and the logits of all networks.
 
     The headline is `student`, the weights of the last epoch. `best`, the epoch that did best on this very split, is
     measured under its own name: choosing it has seen the test labels.
 
     Args:
-        teacher, student, best: weights files.
+        teacher, student, best: weights files. Without a teacher the student is one from scratch, trained on the real images.
         test: prepared data; only its test split is read.
         output: metrics JSON; what it took goes to `.cost.json` beside it.
         predictions: HDF5 with the logits.
@@ -48,10 +48,12 @@ def evaluate(
     Raises:
         UserError: the student belongs to another data set or another teacher, or the test file to another data set.
     """
-    paths = {"teacher": teacher, "student": student} | ({"best": best} if best is not None else {})
+    given = {"teacher": teacher, "student": student, "best": best}
+    paths = {role: path for role, path in given.items() if path is not None}
     cards = {role: read_card(path) for role, path in paths.items()}
     _check_cards(cards, paths)
-    _check_test(read_info(test), test, cards["teacher"].dataset, teacher)
+    first = next(iter(paths))
+    _check_test(read_info(test), test, cards[first].dataset, paths[first])
     cost = Cost()
     with cost.measure(runtime):
         images, labels = read_split(test, "test")
@@ -60,7 +62,7 @@ def evaluate(
             for role, path in paths.items():
                 model, card = load_model(path, runtime)
                 logits[role] = predict(model, images, card.dataset, runtime, settings.batch_size, steps)
-        cost.teacher_queries = len(images)
+        cost.teacher_queries = len(images) if teacher is not None else 0
         content = _metrics_file(cards, logits, labels, settings)
         attributes = {"dataset": content.dataset, "classes": json.dumps(content.classes, ensure_ascii=False)}
         for role, card in cards.items():
@@ -68,10 +70,12 @@ def evaluate(
         write_predictions(predictions, logits, labels, attributes)
         write_json(output, content.model_dump(mode="json"))
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
-    logger.info(
-        "Acc@1 %.2f %%  Agree@1 %.2f %%  L_p %.4f  (teacher's Acc@1 %.2f %%)",
-        *(content.last.acc1, content.last.agree1, content.last.lp, content.teacher.acc1),
-    )
+    last = content.last
+    if content.teacher is None:
+        logger.info("Acc@1 %.2f %%", last.acc1)
+    else:
+        figures = (last.acc1, last.agree1, last.lp, content.teacher.acc1)
+        logger.info("Acc@1 %.2f %%  Agree@1 %.2f %%  L_p %.4f  (teacher's Acc@1 %.2f %%)", *figures)
     return cost
 
 
@@ -79,32 +83,42 @@ def _metrics_file(
     cards: dict[str, WeightsCard], logits: dict[str, Tensor], labels: Tensor, settings: EvaluateSettings
 ) -> MetricsFile:
     def measured(role: str) -> Measured:
-        values = metrics.all_metrics(logits[role], logits["teacher"], labels, settings.ece_bins)
+        values = metrics.all_metrics(logits[role], logits.get("teacher"), labels, settings.ece_bins)
         epoch = cards[role].metrics.get("epoch")
         return Measured.model_validate({"epoch": None if epoch is None else int(epoch), **values})
 
-    teacher, student = cards["teacher"], cards["student"]
+    teacher, student = cards.get("teacher"), cards["student"]
     return MetricsFile(
         dataset=student.dataset.name,
-        method=student.stage.removeprefix("distill "),
+        method=student.stage.removeprefix("distill ") if teacher else "scratch",
+        data_free=teacher is not None and "data" not in student.lineage,
+        notes=student.notes,
         seed=student.seed,
         classes=student.dataset.classes,
         images=len(labels),
-        teacher=MeasuredTeacher(
-            name=teacher.architecture,
-            params=teacher.params,
-            sha256=teacher.sha256,
-            acc1=metrics.accuracy(logits["teacher"], labels),
-            confusion=metrics.confusion(logits["teacher"], labels),
-        ),
+        teacher=_measured_teacher(teacher, logits["teacher"], labels) if teacher else None,
         student=Weights(name=student.architecture, params=student.params, sha256=student.sha256),
         last=measured("student"),
         best=measured("best") if "best" in cards else None,
     )
 
 
+def _measured_teacher(card: WeightsCard, logits: Tensor, labels: Tensor) -> MeasuredTeacher:
+    return MeasuredTeacher(
+        name=card.architecture,
+        params=card.params,
+        sha256=card.sha256,
+        acc1=metrics.accuracy(logits, labels),
+        confusion=metrics.confusion(logits, labels),
+    )
+
+
 def _check_cards(cards: dict[str, WeightsCard], paths: dict[str, Path]) -> None:
-    """Students of another data set, teacher or run are refused."""
+    """Students of another data set, teacher or run are refused; so is a distilled one without its teacher."""
+    if "teacher" not in cards:
+        if cards["student"].role == "student":
+            raise UserError(f"{paths['student']}: was distilled from a teacher; give that with --teacher.")
+        return
     teacher, student = cards["teacher"], cards["student"]
     for role in (role for role in cards if role != "teacher"):
         card, path = cards[role], paths[role]

@@ -31,9 +31,13 @@ class Measured(Part):
     epoch: int | None = Field(description="epoch of the weights, counted from 1; null where their card does not say")
     acc1: float = Field(description="Acc@1, percent")
     acc5: float = Field(description="Acc@5, percent; Acc@K with fewer than five classes")
-    agree1: float = Field(description="Agree@1: share of images on which student and teacher choose the same class, percent")
-    lp: float = Field(description="probability loyalty L_p = mean(1 - JSD^(1/4)), the form of the published figures")
-    one_minus_js_distance: float = Field(description="mean(1 - sqrt(JSD))")
+    agree1: float | None = Field(
+        description="Agree@1: share of images on which student and teacher choose one class, percent; null without a teacher"
+    )
+    lp: float | None = Field(
+        description="probability loyalty L_p = mean(1 - JSD^(1/4)), the form of the published figures; null without a teacher"
+    )
+    one_minus_js_distance: float | None = Field(description="mean(1 - sqrt(JSD)); null without a teacher")
     nll: float = Field(description="negative log-likelihood of the labels, mean, natural logarithm")
     ece: float = Field(description="expected calibration error, 0 to 1")
     per_class: list[float | None] = Field(description="Acc@1 of each class, percent; null for a class without test images")
@@ -61,10 +65,12 @@ class MetricsFile(Part):
     format_version: int = FORMAT_VERSION
     dataset: str
     method: str
+    data_free: bool = Field(description="whether the student saw no real image")
+    notes: dict[str, str] = Field(description="what the method says of its run, such as the embedding that it used")
     seed: int
     classes: list[str] = Field(description="class names in label order")
     images: int = Field(description="images of the test split")
-    teacher: MeasuredTeacher
+    teacher: MeasuredTeacher | None = Field(description="null for a student from scratch")
     student: Weights
     last: Measured = Field(description="the last epoch: the headline")
     best: Measured | None = Field(description="the epoch with the best Acc@1 on this test split; null if not kept")
@@ -129,7 +135,7 @@ class Provenance(Part):
 
 
 class ResultFile(Part):
-    """`results/{dataset}_{teacher}_{student}.json`.
+    """`results/{dataset}_{teacher}_{student}.json`, or `results/scratch/{dataset}_{student}.json`, which has no teacher.
 
     Two runs of one config on one machine differ in `cost`, `provenance.date` and `provenance.hardware` at most.
     """
@@ -137,15 +143,16 @@ class ResultFile(Part):
     format_version: int = FORMAT_VERSION
     dataset: str
     method: str
-    data_free: bool = Field(description="whether the student saw no real training image; false for the control on real images")
-    teacher: TeacherSummary
+    data_free: bool = Field(description="whether the student saw no real image")
+    notes: dict[str, str] = Field(description="what the method says of its runs: `label_embedding`, `transfer_set`")
+    teacher: TeacherSummary | None = Field(description="null for a student from scratch")
     student: StudentSummary
     seeds: list[int] = Field(min_length=1, description="one student per seed")
     acc1: Statistic = Field(description="Acc@1 of the last epoch, percent")
     acc5: Statistic = Field(description="Acc@5 of the last epoch, percent")
-    agree1: Statistic = Field(description="Agree@1 of the last epoch, percent")
-    lp: Statistic = Field(description="probability loyalty 1 - JSD^(1/4) of the last epoch")
-    one_minus_js_distance: Statistic = Field(description="1 - sqrt(JSD) of the last epoch")
+    agree1: Statistic | None = Field(description="Agree@1 of the last epoch, percent; null without a teacher")
+    lp: Statistic | None = Field(description="probability loyalty 1 - JSD^(1/4) of the last epoch; null without a teacher")
+    one_minus_js_distance: Statistic | None = Field(description="1 - sqrt(JSD) of the last epoch; null without a teacher")
     nll: Statistic = Field(description="negative log-likelihood of the last epoch")
     ece: Statistic = Field(description="expected calibration error of the last epoch")
     best_acc1: Statistic | None = Field(description="Acc@1 of the epoch chosen on the test split, percent; null if not kept")

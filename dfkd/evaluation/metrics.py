@@ -74,16 +74,19 @@ def per_class_accuracy(matrix: list[list[int]]) -> list[float | None]:
     return [100 * row[label] / sum(row) if sum(row) else None for label, row in enumerate(matrix)]
 
 
-def all_metrics(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, object]:
-    """Every metric of the student under the key it has in a metrics file (docs/results-format.md)."""
-    student, teacher, labels = (torch.as_tensor(values).cpu() for values in (student_logits, teacher_logits, labels))
+def all_metrics(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, bins: int = 15) -> dict[str, object]:
+    """Every metric of the student under the key it has in a metrics file (docs/results-format.md); None for what compares it
+    with a teacher where there is none.
+    """
+    student, labels = (torch.as_tensor(values).cpu() for values in (student_logits, labels))
+    teacher = None if teacher_logits is None else torch.as_tensor(teacher_logits).cpu()
     matrix = confusion(student, labels)
     return {
         "acc1": accuracy(student, labels),
         "acc5": accuracy(student, labels, 5),
-        "agree1": agreement(student, teacher),
-        "lp": probability_loyalty(student, teacher),
-        "one_minus_js_distance": one_minus_js_distance(student, teacher),
+        "agree1": None if teacher is None else agreement(student, teacher),
+        "lp": None if teacher is None else probability_loyalty(student, teacher),
+        "one_minus_js_distance": None if teacher is None else one_minus_js_distance(student, teacher),
         "nll": nll(student, labels),
         "ece": ece(student, labels, bins),
         "per_class": per_class_accuracy(matrix),

@@ -97,21 +97,21 @@ def read_history(path: str | Path) -> dict[str, list[float]]:
 
 
 def plot_confusion(metrics: str | Path, output: str | Path) -> None:
-    """Draw the confusion matrices of teacher and student (last epoch) of metrics.json side by side, in % of each class."""
+    """Draw the confusion matrices of teacher (if there is one) and student (last epoch) of metrics.json, in % of each class."""
     file = read_metrics(metrics)
-    pairs = [
-        (f"Teacher {file.teacher.name}: {file.teacher.acc1:.2f} %", file.teacher.confusion),
-        (f"Student {file.student.name}: {file.last.acc1:.2f} %", file.last.confusion),
-    ]
+    pairs = [(f"Student {file.student.name}: {file.last.acc1:.2f} %", file.last.confusion)]
+    if file.teacher is not None:
+        pairs.insert(0, (f"Teacher {file.teacher.name}: {file.teacher.acc1:.2f} %", file.teacher.confusion))
     classes = file.classes
     with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(10.4, 5.0), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+        figure = Figure(figsize=(10.4 if len(pairs) > 1 else 5.8, 5.0), layout="constrained")
+        panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
         for axes, (name, matrix) in zip(panels, pairs, strict=True):
             image = _draw_matrix(axes, matrix, classes)
             axes.set_title(name, loc="left", fontweight="bold", fontsize=9)
         panels[0].set_ylabel("label")
-        panels[1].tick_params(left=False)
+        for axes in panels[1:]:
+            axes.tick_params(left=False)
         figure.colorbar(image, ax=list(panels), shrink=0.8, label="% of the images of the class")
         _save(figure, output)
 

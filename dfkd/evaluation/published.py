@@ -40,6 +40,13 @@ def matching(dataset: str, teacher: str, student: str) -> list[PublishedFigure]:
     return [row for row in load() if (normalised(row.dataset), normalised(row.teacher), normalised(row.student)) == wanted]
 
 
+def from_scratch(dataset: str, student: str) -> list[PublishedFigure]:
+    """The figures of a student trained on the real data, which some sources print for each teacher beside it."""
+    wanted = normalised(dataset), normalised(student)
+    rows = [row for row in load() if row.method == "student_scratch"]
+    return [row for row in rows if (normalised(row.dataset), normalised(row.student)) == wanted]
+
+
 def normalised(name: str) -> str:
     """`name` as this package spells it: lower case, no separators, `resnet34_8x` (DFAD's CIFAR form) as `resnet34`."""
     plain = name.lower().removesuffix("_8x")

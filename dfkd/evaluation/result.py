@@ -27,10 +27,9 @@ from dfkd.evaluation.formats import (
     read_metrics,
     write_result,
 )
-from dfkd.evaluation.published import matching
+from dfkd.evaluation.published import from_scratch, matching
 from dfkd.evaluation.show import show
 from dfkd.files import file_sha256, read_json
-from dfkd.methods import METHODS
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import cpu_name
 
@@ -42,7 +41,7 @@ PER_SEED_STAGES = ("distill", "evaluate")  # one cost file per seed; the other s
 
 def collect(
     dataset: str,
-    teacher: str,
+    teacher: str | None,
     student: str,
     method: str,
     metrics: Sequence[Path],
@@ -55,7 +54,7 @@ def collect(
     """Gather a result and write it.
 
     Args:
-        dataset, teacher, student, method: the target; every metrics file must be of it.
+        dataset, teacher, student, method: the target; every metrics file must be of it. No teacher for method `scratch`.
         metrics: one metrics file per seed, in any order.
         costs: stage name -> its cost files: one, one per shard, or one per seed (distill, evaluate).
         artefacts: name -> file whose SHA-256 goes into the provenance.
@@ -67,7 +66,8 @@ def collect(
         UserError: an unknown method, a file that is missing, broken or of another target, a seed that occurs twice, or
             teachers that differ.
     """
-    check_method(method)
+    if teacher is not None or method != "scratch":
+        check_method(method)
     files = _read_metrics(dataset, teacher, student, method, metrics)
     read = {stage: [_read_cost(path) for path in paths] for stage, paths in costs.items()}
     first = files[0]
@@ -75,14 +75,15 @@ def collect(
     result = ResultFile(
         dataset=dataset,
         method=method,
-        data_free=not METHODS[method].real,
-        teacher=TeacherSummary(name=teacher, params=first.teacher.params, acc1=first.teacher.acc1),
+        data_free=all(file.data_free for file in files),
+        notes=_notes(files),
+        teacher=_teacher(first),
         student=StudentSummary(name=student, params=first.student.params),
         seeds=[file.seed for file in files],
-        **{key: summarise([getattr(file.last, key) for file in files]) for key in SUMMARISED},
+        **{key: _over_seeds([getattr(file.last, key) for file in files]) for key in SUMMARISED},
         best_acc1=summarise(best) if len(best) == len(files) else None,
-        augmentation=_augmentation(variations, first.teacher.sha256),
-        published=matching(dataset, teacher, student),
+        augmentation=_augmentation(variations, first.teacher.sha256) if first.teacher else None,
+        published=matching(dataset, teacher, student) if teacher else from_scratch(dataset, student),
         cost={stage: add_costs(stage, contents) for stage, contents in read.items() if contents},
         provenance=Provenance(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -95,6 +96,24 @@ def collect(
     )
     write_result(output, result)
     return result
+
+
+def _over_seeds(values: Sequence[float | None]) -> Statistic | None:
+    """The statistic of a metric; None if it was not measured."""
+    measured = [value for value in values if value is not None]
+    return summarise(measured) if len(measured) == len(values) else None
+
+
+def _notes(files: Sequence[MetricsFile]) -> dict[str, str]:
+    """What the seeds' runs say of themselves; where they differ, everything that is said."""
+    keys = sorted({key for file in files for key in file.notes})
+    return {key: ", ".join(dict.fromkeys(file.notes[key] for file in files if key in file.notes)) for key in keys}
+
+
+def _teacher(file: MetricsFile) -> TeacherSummary | None:
+    if file.teacher is None:
+        return None
+    return TeacherSummary(name=file.teacher.name, params=file.teacher.params, acc1=file.teacher.acc1)
 
 
 def summarise(values: Sequence[float]) -> Statistic:
@@ -113,7 +132,7 @@ def add_costs(stage: str, costs: Sequence[Mapping[str, Any]]) -> StageCost:
     return StageCost(jobs=len(costs), per_seed=mean, **total)
 
 
-def _read_metrics(dataset: str, teacher: str, student: str, method: str, paths: Sequence[Path]) -> list[MetricsFile]:
+def _read_metrics(dataset: str, teacher: str | None, student: str, method: str, paths: Sequence[Path]) -> list[MetricsFile]:
     """The metrics files sorted by seed, all of the one target and the one teacher."""
     if not paths:
         raise UserError(f"result of {dataset}_{teacher}_{student}: no metrics file given; give at least one with --metrics.")
@@ -121,11 +140,12 @@ def _read_metrics(dataset: str, teacher: str, student: str, method: str, paths: 
     wanted = {"data set": dataset, "teacher": teacher, "student": student, "method": method}
     first, first_path = files[0]
     for file, path in files:
-        given = {"data set": file.dataset, "teacher": file.teacher.name, "student": file.student.name, "method": file.method}
+        own = file.teacher.name if file.teacher else None
+        given = {"data set": file.dataset, "teacher": own, "student": file.student.name, "method": file.method}
         for key, value in wanted.items():
             if given[key] != value:
                 raise UserError(f"{path}: its {key} is {given[key]}, not {value}; give metrics of one target.")
-        if file.teacher.sha256 != first.teacher.sha256:
+        if file.teacher and first.teacher and file.teacher.sha256 != first.teacher.sha256:
             raise UserError(
                 f"{path}: its teacher's SHA-256 is not that of {first_path}; evaluate all seeds against one teacher."
             )

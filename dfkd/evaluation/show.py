@@ -35,19 +35,16 @@ def show(path: str | Path, console: Console | None = None) -> None:
     console = console or Console(width=None if Console().is_terminal else WIDTH)
     seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
     console.print()
-    console.print(
-        f"[bold]{result.dataset}[/]: teacher {result.teacher.name} ({_short(result.teacher.params)} parameters, "
-        f"{result.teacher.acc1:.2f} %) → student {result.student.name} ({_short(result.student.params)})",
-        highlight=False,
-    )
+    console.print(f"[bold]{result.dataset}[/]: {_networks(result)}", highlight=False)
     variations = ""
     if result.augmentation is not None:
         rate = result.augmentation.accept_rate
         kept = "" if rate is None else f", {100 * rate:.1f} % of them kept by the fidelity filter"
         variations = f"; variations: {result.augmentation.backend}{kept}"
-    console.print(f"method {result.method}, {seeds}{variations}", highlight=False)
+    notes = "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in result.notes.items())
+    console.print(f"method {result.method}, {seeds}{variations}{notes}", highlight=False)
     if not result.data_free:
-        console.print("[bold]not data-free[/]: the student was trained on the real images", highlight=False)
+        console.print("[bold]not data-free[/]: the student was trained on real images", highlight=False)
     console.print()
     console.print(metrics_table(result))
     _print_published(result, console)
@@ -58,6 +55,14 @@ def show(path: str | Path, console: Console | None = None) -> None:
         console.print("\nPictures", style="bold")
         for picture in pictures:
             console.print(Text(f"  {picture}"), soft_wrap=True)  # a path is copied whole
+
+
+def _networks(result: ResultFile) -> str:
+    student = f"student {result.student.name} ({_short(result.student.params)} parameters)"
+    if result.teacher is None:
+        return f"{student}, trained from scratch"
+    own = result.teacher
+    return f"teacher {own.name} ({_short(own.params)} parameters, {own.acc1:.2f} %) → {student}"
 
 
 def metrics_table(result: ResultFile) -> Table:
@@ -87,7 +92,7 @@ def published_table(result: ResultFile, rows: list[PublishedFigure]) -> Table:
     for key in keys:
         table.add_column(names[key][0] + names[key][2], justify="right", no_wrap=True)
     table.add_column("source")
-    ours = [_statistic(getattr(result, key), names[key][1]) for key in keys]
+    ours = [_statistic(value, names[key][1]) if (value := getattr(result, key)) else "" for key in keys]
     table.add_row(f"{result.method} (ours, last epoch)", *ours, "this run", style="bold", end_section=result.best_acc1 is None)
     if result.best_acc1 is not None:
         blanks = [""] * (len(keys) - 1)
@@ -127,6 +132,9 @@ def cost_table(result: ResultFile) -> Table:
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:
     """PNGs beside the teacher, the banks (if the method uses any) and the runs of this result, below its folder `results`."""
     root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+    if result.teacher is None:
+        yield from sorted((root / "runs" / result.method / f"{result.dataset}_{result.student.name}").rglob("*.png"))
+        return
     source = f"{result.dataset}_{result.teacher.name}"
     method = METHODS.get(result.method)
     banks = [root / "banks" / source] if method is None or method.banks else []

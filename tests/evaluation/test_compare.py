@@ -56,6 +56,7 @@ def make(root, method, accuracies, **changes):
         "dataset": "cifar10",
         "method": method,
         "data_free": method != "real",
+        "notes": {},
         "teacher": {"name": "wrn402", "params": 2243546, "acc1": 94.87},
         "student": {"name": "wrn161", "params": 175066},
         "seeds": list(range(len(accuracies))),
@@ -119,6 +120,12 @@ def test_published_figures_are_those_of_the_settings(three):
     assert rows["cmi"].best_minus_published == pytest.approx(90 - 88.82)
     assert rows["dafl"].published == 72.15  # the highest of 65.71 and 72.15
     assert (rows["noise"].published, rows["noise"].published_source, rows["noise"].last_minus_published) == (None, "", None)
+
+
+def test_a_student_from_scratch_has_nobody_to_be_compared_with(tmp_path):
+    alone = make(tmp_path, "dda", [90.0], teacher=None)
+    with pytest.raises(UserError, match="wrn161 of method dda has no teacher"):
+        read_results([alone])
 
 
 def test_too_few_seeds_leave_the_noise_unknown(tmp_path):

@@ -210,3 +210,34 @@ def test_other_files_are_no_predictions(tmp_path):
     (tmp_path / "d.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"d\.h5: not a whole HDF5 file"):
         read_predictions(tmp_path / "d.h5")
+
+
+def test_a_student_from_scratch_is_measured_alone(job, tmp_path):
+    save(tmp_path / "scratch.safetensors", "wrn101", role="teacher", stage="teacher", seed=5)
+    cost = evaluate(**job | {"teacher": None, "best": None, "student": tmp_path / "scratch.safetensors"})
+    found = read_metrics(job["output"])
+    assert (found.method, found.seed, found.teacher, found.best, found.data_free) == ("scratch", 5, None, None, False)
+    assert (found.last.agree1, found.last.lp, found.last.one_minus_js_distance) == (None, None, None)
+    assert 0 <= found.last.acc1 <= 100
+    assert set(read_predictions(job["predictions"]).logits) == {"student"}
+    assert cost.teacher_queries == 0
+
+
+def test_a_distilled_student_is_not_measured_without_its_teacher(job):
+    with pytest.raises(UserError, match="was distilled from a teacher"):
+        evaluate(**job | {"teacher": None, "best": None})
+
+
+def test_a_run_on_real_images_is_not_data_free(job, tmp_path):
+    lineage = json.loads((tmp_path / "student.json").read_text())["lineage"]
+    for name in ("student", "best"):
+        save(
+            tmp_path / f"{name}.safetensors",
+            "wrn101",
+            seed=3,
+            lineage=lineage | {"data": "d" * 64},
+            notes={"transfer_set": "train"},
+        )
+    evaluate(**job)
+    assert read_metrics(job["output"]).data_free is False
+    assert read_metrics(job["output"]).notes == {"transfer_set": "train"}

@@ -33,6 +33,8 @@ def write_random(path, classes):
     content = {
         "dataset": "toy",
         "method": "dda",
+        "data_free": True,
+        "notes": {},
         "seed": 0,
         "classes": [str(number) for number in range(classes)],
         "images": 10 * classes,

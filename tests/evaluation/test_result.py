@@ -11,10 +11,9 @@ from dfkd.bank.format import BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
-from dfkd.evaluation.formats import MetricsFile, read_result, result_schema
+from dfkd.evaluation.formats import MetricsFile, read_metrics, read_result, result_schema
 from dfkd.evaluation.result import collect, show, summarise
 from dfkd.files import write_json
-from dfkd.methods import METHODS
 
 TEACHER = "t" * 64
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "result.schema.json"
@@ -30,6 +29,8 @@ def write_metrics(path, seed=0, acc1=90.0, best=91.0, **changes):
     content = {
         "dataset": "cifar10",
         "method": "dda",
+        "data_free": True,
+        "notes": {},
         "seed": seed,
         "classes": ["cat", "dog"],
         "images": 10,
@@ -223,12 +224,33 @@ def of_method(job, method, tmp_path):
     return job | {"method": method, "metrics": metrics, "variations": None, "costs": costs, "output": output}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_only_the_control_on_real_images_is_not_data_free(job, method, tmp_path):
-    job = of_method(job, method, tmp_path)
+@pytest.mark.parametrize("data_free", [True, False])
+def test_a_result_says_whether_it_is_data_free(job, data_free, tmp_path):
+    job = of_method(job, "kd", tmp_path)
+    for path in job["metrics"]:
+        write_metrics(path, read_metrics(path).seed, method="kd", data_free=data_free, notes={"transfer_set": "train"})
     collect(**job)
-    assert json.loads(job["output"].read_text())["data_free"] is (method != "real")
-    assert ("not data-free" in shown(job["output"])) is (method == "real")
+    content = json.loads(job["output"].read_text())
+    assert (content["data_free"], content["notes"]) == (data_free, {"transfer_set": "train"})
+    assert ("not data-free" in shown(job["output"])) is not data_free
+    assert "transfer set: train" in shown(job["output"])
+
+
+def test_a_student_from_scratch_has_no_teacher_and_published_figures_of_its_own(job, tmp_path):
+    alone = measured(91.0) | {"agree1": None, "lp": None, "one_minus_js_distance": None}
+    for path in job["metrics"]:
+        write_metrics(path, read_metrics(path).seed, method="scratch", data_free=False, teacher=None, last=alone, best=None)
+    output = tmp_path / "results" / "scratch" / "cifar10_wrn161.json"
+    costs = {"scratch": job["costs"]["teacher"][:1]}
+    result = collect(**job | {"teacher": None, "method": "scratch", "variations": None, "costs": costs, "output": output})
+    assert (result.teacher, result.agree1, result.lp, result.best_acc1) == (None, None, None, None)
+    assert result.acc1.mean == 91.0
+    assert {figure.method for figure in result.published} == {"student_scratch"}
+    assert 91.12 in [figure.value for figure in result.published]
+    text = shown(output)
+    assert "trained from scratch" in text
+    assert "Agree@1" not in text
+    assert "not data-free" in text
 
 
 def test_a_method_without_banks_has_its_pictures_and_costs(job, tmp_path):

@@ -74,7 +74,8 @@ def test_a_method_has_the_jobs_that_it_needs(workflow):
         "csd": {"prepare": 1, "teacher": 1, **bank, "distill": 1, **below},
         "dafl": {"prepare": 1, "teacher": 1, "distill_generator": 1, **below},
         "nayer": {"prepare": 1, "teacher": 1, "distill": 1, **below},
-        "real": {"prepare": 1, "teacher": 1, "distill_real": 1, **below},
+        "real": {"prepare": 1, "teacher": 1, "distill_transfer": 1, **below},
+        "kd": {"prepare": 1, "teacher": 1, "distill_transfer": 1, **below},
     }
     answers = workflow.batch([plan(f"results/{method}/digits_wrn162_wrn161.json") for method in wanted])
     assert [jobs_in(output) for _, output in answers] == list(wanted.values())
@@ -99,8 +100,40 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
         if re.search(r"data/\w+\.h5", reason + command):
             takers.add(stage)
     assert methods == set(METHODS)
-    assert takers == {"prepare digits", "teacher train", "distill real"}
-    assert [name for name, method in METHODS.items() if method.real] == ["real"]
+    assert takers == {"prepare digits", "teacher train", "distill real", "distill kd"}
+    assert [name for name, method in METHODS.items() if method.real or method.transfer] == ["real", "kd"]
+
+
+def test_a_transfer_set_decides_what_is_read(workflow):
+    target = "results/kd/digits_wrn162_wrn161.json"
+    (workflow.folder / "pictures").mkdir()
+
+    def on(transfer):
+        return plan(target, config=[f"methods={{kd: {{defaults: {{transfer_set: '{transfer}'}}}}}}"])
+
+    answers = workflow.batch(
+        [on("bank:variations"), on("bank:mine.lmdb"), on("folder:pictures"), on("dataset:mnist"), on("noise")]
+    )
+    (workflow.folder / "pictures").rmdir()
+    assert [status for status, _ in answers][:1] + [status for status, _ in answers][2:] == [0, 0, 0, 2]
+    assert {"init_shard", "augment"} < set(jobs_in(answers[0][1]))
+    assert "mine.lmdb" in answers[1][1]  # missing, and named
+    assert answers[1][0] != 0
+    assert "init_shard" not in jobs_in(answers[2][1])
+    assert jobs_in(answers[3][1])["prepare"] == 2
+    assert "expected train, dataset:NAME" in answers[4][1]
+
+
+def test_a_student_from_scratch_needs_no_teacher(workflow):
+    wanted = {"prepare": 1, "scratch": 1, "evaluate_scratch": 1, "scratch_pictures": 1, "result_scratch": 1}
+    good, wrong, long = workflow.batch(
+        [plan(f"results/scratch/{name}.json") for name in ("digits_wrn161", "digits_wrn16", "digits_wrn162_wrn161")]
+    )
+    assert (good[0], jobs_in(good[1])) == (0, wanted)
+    assert wrong[0] == 2
+    assert "unknown model 'wrn16'" in wrong[1]
+    assert long[0] == 2
+    assert "results/scratch/DATASET_STUDENT.json" in long[1]
 
 
 def test_lint_is_clean(workflow):
@@ -132,7 +165,7 @@ def relatives():
 
 def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
-    added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_real": ("input", {"data"})}
+    added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_transfer": ("input", {"data"})}
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():
         own, changes = relatives()[name]

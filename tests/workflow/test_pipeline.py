@@ -111,7 +111,7 @@ def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path
         path = workflow.folder / "config" / "methods" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"defaults": settings}))
     jobs = workflow.run("results/dafl/digits_wrn162_wrn161.json", "results/real/digits_wrn162_wrn161.json")
-    assert jobs == {"distill_generator": 1, "distill_real": 1, "evaluate": 2, "run_pictures": 2, "result": 2}
+    assert jobs == {"distill_generator": 1, "distill_transfer": 1, "evaluate": 2, "run_pictures": 2, "result": 2}
     for method, data_free in (("dafl", True), ("real", False)):
         result = json.loads((workflow.folder / "results" / method / "digits_wrn162_wrn161.json").read_text())
         jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
@@ -122,6 +122,33 @@ def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path
         run = workflow.folder / "results" / "runs" / method / "digits_wrn162_wrn161" / "seed0"
         assert {path.name for path in run.iterdir()} >= {"bank.lmdb", "bank.png", "curves.png", "confusion.png"}
         assert (run / "generator.safetensors").exists() is (method == "dafl")
+
+
+def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
+    workflow = copy_of(finished, tmp_path)
+    small = {"precision": "reference", "epochs": 1, "kd_steps": 2, "batch_size": 16, "transfer_set": "bank:init"}
+    (workflow.folder / "config" / "methods" / "kd.yaml").write_text(yaml.safe_dump({"defaults": small}))
+    changes = ["teacher={overrides: {digits_wrn161: {epochs: 2}}}"]
+    jobs = workflow.run("results/scratch/digits_wrn161.json", "results/kd/digits_wrn162_wrn161.json", config=changes)
+    below = {"evaluate": 1, "run_pictures": 1, "result": 1}
+    assert jobs == {
+        "scratch": 1,
+        "evaluate_scratch": 1,
+        "scratch_pictures": 1,
+        "result_scratch": 1,
+        "distill_transfer": 1,
+        **below,
+    }
+    schema = json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text())
+    scratch = json.loads((workflow.folder / "results" / "scratch" / "digits_wrn161.json").read_text())
+    jsonschema.validate(scratch, schema)
+    assert (scratch["method"], scratch["teacher"], scratch["agree1"], scratch["data_free"]) == ("scratch", None, None, False)
+    assert set(scratch["cost"]) == {"scratch", "evaluate"}
+    assert scratch["cost"]["scratch"]["optimiser_steps"] == 2 * -(-1347 // 256)
+    kd = json.loads((workflow.folder / "results" / "kd" / "digits_wrn162_wrn161.json").read_text())
+    jsonschema.validate(kd, schema)
+    assert (kd["data_free"], kd["notes"]) == (True, {"transfer_set": "bank:init"})
+    assert set(kd["cost"]) == {"teacher", "init-bank", "distill", "evaluate"}
 
 
 def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):

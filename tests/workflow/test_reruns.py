@@ -62,20 +62,20 @@ def test_nothing_below_the_teacher_takes_the_training_split(finished):
     assert {path.split("/")[2] for path in readers["teacher"]} == {"digits_wrn162", "cifar10_wrn402"}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
     assert {call.split()[0] for call in calls if training.search(call)} == {"prepare", "teacher"}
-    assert len(calls) == 2 * 13  # prepare … result, and three pictures of a run
+    assert len(calls) == 2 * 11  # prepare … result, a picture of each bank, one command for those of a run
 
 
 def test_a_method_without_banks_does_not_depend_on_their_settings(finished):
     targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in ("dafl", "real")]
     jobs = finished.run(*targets)
     below = {"evaluate": 2, "run_pictures": 2, "result": 2}
-    assert jobs == {"distill_generator": 1, "distill_real": 1, **below}
+    assert jobs == {"distill_generator": 1, "distill_transfer": 1, **below}
     changes = {
         "init_bank={overrides: {digits: {steps: 2100}}}": {},
         "augment={overrides: {digits: {threshold: 0.123}}}": {},
         "methods={dda: {overrides: {digits: {epochs: 2100}}}}": {},
         "methods={dafl: {overrides: {digits: {epochs: 2100}}}}": {"distill_generator": 1, **dict.fromkeys(below, 1)},
-        "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, "distill_generator": 1, "distill_real": 1, **below},
+        "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, "distill_generator": 1, "distill_transfer": 1, **below},
     }
     answers = finished.batch([plan(*targets, config=[change]) for change in changes])
     assert {change: jobs_in(output) for change, (_, output) in zip(changes, answers, strict=True)} == changes

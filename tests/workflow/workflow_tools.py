@@ -27,13 +27,14 @@ words = sys.argv[1:]
 if words[0] == "distill" and Path("fail").exists():
     sys.exit("dfkd: told to fail.")
 after = {{option: value for option, value in zip(words, words[1:])}}
-output = Path(after["-o"])
+output = Path(after["-o"] if "-o" in after else words[2] + "/curves.png")
 beside = {{
     "teacher": ["weights.json", "history.csv", "cost.json"],
     "init-bank": [output.stem + ".cost.json"],
     "augment": ["variations.cost.json"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
     "evaluate": ["metrics.cost.json"],
+    "plot": ["confusion.png", "bank.png"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]

@@ -160,26 +160,49 @@ def shard(wildcards):
 BANK_STAGES = {"init": ["init-bank"], "variations": ["init-bank", "augment"]}
 
 
+def transferred(wildcards):
+    """Kind and value of the images that the method is given to distil on; ("", "") for most methods."""
+    settings = CONFIG.stage(
+        "distill",
+        **{key: wildcards[key] for key in ("dataset", "teacher", "student", "method")},
+    )
+    return transfer_set(wildcards.method, settings)
+
+
+def own_banks(wildcards):
+    """Which of the teacher's banks the method starts from: `init`, `variations`."""
+    kind, value = transferred(wildcards)
+    named = (value,) if kind == "bank" and value in BANK_STAGES else ()
+    return (*METHODS[wildcards.method].banks, *named)
+
+
 def bank_stages(wildcards):
-    """The stages that make the banks of the method, in their order."""
-    used = {
-        stage for bank in METHODS[wildcards.method].banks for stage in BANK_STAGES[bank]
-    }
+    """The stages that make these banks, in their order."""
+    used = {stage for bank in own_banks(wildcards) for stage in BANK_STAGES[bank]}
     return [stage for stage in ("init-bank", "augment") if stage in used]
 
 
 def method_banks(wildcards):
-    """The teacher's banks that the method starts from."""
-    return [
-        f"results/banks/{wildcards.dataset}_{wildcards.teacher}/{bank}.lmdb"
-        for bank in METHODS[wildcards.method].banks
-    ]
+    """The banks that the method starts from: the teacher's, or the one that `transfer_set: bank:PATH` names."""
+    kind, value = transferred(wildcards)
+    foreign = [value] if kind == "bank" and value not in BANK_STAGES else []
+    folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
+    return [f"{folder}/{bank}.lmdb" for bank in own_banks(wildcards)] + foreign
+
+
+def transfer_data(wildcards):
+    """The images from outside that `real` and `kd` distil on: a prepared data set, or a folder."""
+    kind, value = transferred(wildcards)
+    files = {"train": f"data/{wildcards.dataset}.h5", "dataset": f"data/{value}.h5"}
+    return [value] if kind == "folder" else [files[kind]] if kind in files else []
 
 
 def image_options(wildcards, input):
-    """Where a run's images come from beside its own: `--bank` for each bank, `--data` for the control on real images."""
+    """Where a run's images come from beside its own: `--bank` for each bank, `--data` for images from outside."""
     banks = [word for bank in input.banks for word in ("--bank", bank)]
-    return [*banks, *(["--data", input.data] if "data" in input.keys() else [])]
+    outside = input.data if "data" in input.keys() else []
+    outside = [outside] if isinstance(outside, str) else outside
+    return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
 def per_seed(*names):
@@ -233,11 +256,7 @@ def bank_pictures(wildcards):
     """The pictures of the banks that the method starts from."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
     names = {"init": ["init.png"], "variations": ["variations.png", "filter.png"]}
-    return [
-        f"{folder}/{name}"
-        for bank in METHODS[wildcards.method].banks
-        for name in names[bank]
-    ]
+    return [f"{folder}/{name}" for bank in own_banks(wildcards) for name in names[bank]]
 
 
 def config_hash(wildcards):
@@ -278,4 +297,49 @@ def result_options(wildcards, input):
     options += [
         ("--variations", path) for name, path in artefacts if name == "variations"
     ]
+    return [word for option in options for word in option]
+
+
+def scratch_settings(wildcards):
+    """The teacher's recipe for a student, with the seed of its run, as JSON."""
+    settings = CONFIG.stage("teacher", wildcards.dataset, wildcards.student)
+    return canonical(settings.model_dump(mode="json") | {"seed": int(wildcards.seed)})
+
+
+def per_scratch_seed(*names):
+    """An input function: these files of every seed's student from scratch."""
+
+    def files(wildcards):
+        run = "results/runs/scratch/{dataset}_{student}".format(**wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+
+    return files
+
+
+def scratch_hash(wildcards):
+    """SHA-256 of everything in the config that decides the result of a student from scratch."""
+    names = {"dataset": wildcards.dataset, "student": wildcards.student}
+    content = {
+        "dataset": CONFIG.datasets[wildcards.dataset].model_dump(mode="json"),
+        "stages": {
+            "scratch": CONFIG.stage("teacher", *names.values()).model_dump(mode="json"),
+            "evaluate": CONFIG.stage("evaluate", **names).model_dump(mode="json"),
+        },
+        "seeds": CONFIG.seeds,
+        "versions": {
+            stage: version_of(stage)(wildcards)
+            for stage in ("prepare", "teacher", "evaluate")
+        },
+    }
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def scratch_options(wildcards, input):
+    """The options of `dfkd result` for a student from scratch."""
+    options = [("--metrics", path) for path in input.metrics]
+    options += [("--cost", f"scratch={path}") for path in input.costs]
+    options += [("--cost", f"evaluate={path}") for path in input.evaluate_costs]
+    options += [("--artefact", f"test={input.test}")]
+    for seed, path in zip(CONFIG.seeds, input.students, strict=True):
+        options.append(("--artefact", f"student-seed{seed}={path}"))
     return [word for option in options for word in option]

@@ -17,7 +17,9 @@ rule distill:
         "results/benchmarks/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
     wildcard_constraints:
         method=any_of(
-            name for name, own in METHODS.items() if not (own.generator or own.real)
+            name
+            for name, own in METHODS.items()
+            if not (own.generator or own.real or own.transfer)
         ),
     conda:
         "../../environment.yml"
@@ -56,12 +58,12 @@ use rule distill as distill_generator with:
         method=any_of(name for name, own in METHODS.items() if own.generator),
 
 
-# The control on real images: the one run that is not data-free, for comparison.
-use rule distill as distill_real with:
+# Distillation on images from outside, for comparison: the control `real`, and `kd` on its transfer set. Not data-free.
+use rule distill as distill_transfer with:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
         banks=method_banks,
         test="data/{dataset}.test.h5",
-        data="data/{dataset}.h5",
+        data=transfer_data,
     wildcard_constraints:
-        method=any_of(name for name, own in METHODS.items() if own.real),
+        method=any_of(name for name, own in METHODS.items() if own.real or own.transfer),

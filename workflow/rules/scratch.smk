@@ -1,0 +1,142 @@
+# A student without a teacher: trained on the real images by the teacher's recipe, as the tables' "student from scratch".
+rule scratch:
+    input:
+        data="data/{dataset}.h5",
+    output:
+        weights="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
+        card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
+        history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
+    log:
+        "logs/scratch/{dataset}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/scratch/{dataset}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=1,
+    params:
+        settings=scratch_settings,
+        version=version_of("teacher"),
+        checkpoints="results/checkpoints/scratch/{dataset}_{student}_seed{seed}",
+    message:
+        "Train {wildcards.student} on {wildcards.dataset} from scratch, seed {wildcards.seed}"
+    shell:
+        "dfkd teacher train --data {input.data:q} --model {wildcards.student:q} --settings {params.settings:q} "
+        "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+
+
+rule evaluate_scratch:
+    input:
+        student="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
+        test="data/{dataset}.test.h5",
+    output:
+        metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
+        cost="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.cost.json",
+        predictions="results/runs/scratch/{dataset}_{student}/seed{seed}/predictions.h5",
+    log:
+        "logs/evaluate_scratch/{dataset}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/evaluate_scratch/{dataset}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 4
+    resources:
+        mem_mb=8000,
+        runtime=60,
+        gpu=1,
+    params:
+        settings=settings_of("evaluate"),
+        version=version_of("evaluate"),
+    message:
+        "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
+    shell:
+        "dfkd evaluate --student {input.student:q} --test {input.test:q} --settings {params.settings:q} "
+        "-o {output.metrics:q} --predictions {output.predictions:q} > {log:q} 2>&1"
+
+
+rule scratch_pictures:
+    input:
+        history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
+    output:
+        curves=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/curves.png",
+            caption="../report/curves.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "curves",
+            },
+        ),
+        confusion=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
+            caption="../report/confusion.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "confusion matrix",
+            },
+        ),
+    log:
+        "logs/scratch_pictures/{dataset}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/scratch_pictures/{dataset}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        folder=subpath(output.curves, parent=True),
+    message:
+        "Draw curves and confusion matrix of {wildcards.student} from scratch, seed {wildcards.seed}"
+    shell:
+        "dfkd plot run {params.folder:q} > {log:q} 2>&1"
+
+
+rule result_scratch:
+    input:
+        metrics=per_scratch_seed("metrics.json"),
+        costs=per_scratch_seed("cost.json"),
+        evaluate_costs=per_scratch_seed("metrics.cost.json"),
+        students=per_scratch_seed("student.safetensors"),
+        pictures=per_scratch_seed("curves.png", "confusion.png"),
+        test="data/{dataset}.test.h5",
+    output:
+        result=report(
+            "results/scratch/{dataset}_{student}.json",
+            caption="../report/result.rst",
+            category="Results",
+            subcategory="{dataset}",
+            labels={"student": "{student}", "method": "scratch"},
+        ),
+    log:
+        "logs/result_scratch/{dataset}_{student}.log",
+    benchmark:
+        "results/benchmarks/result_scratch/{dataset}_{student}.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        options=scratch_options,
+        config_hash=scratch_hash,
+    message:
+        "Write the result of {wildcards.student} from scratch on {wildcards.dataset}"
+    shell:
+        "dfkd result --dataset {wildcards.dataset:q} --student {wildcards.student:q} --method scratch "
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1"
