@@ -32,6 +32,7 @@ class Options:
     student: str = "wrn161"
     batch: int = 200  # images of a synthesis step
     student_batch: int = 128  # images of a student step
+    method_batch: int | None = None  # images of the methods' steps; None: what each has published
     steps: int = 2  # timed steps of a variant before the next one has its turn
     rounds: int = 3  # turns of each variant
     compile: bool = True  # also measure with torch.compile
@@ -47,8 +48,8 @@ class Options:
 
 
 QUICK = {
-    "batch": 32, "student_batch": 32, "steps": 1, "rounds": 2, "compile": False, "store": 500, "small_bank": 1000,
-    "large_bank": 10_000, "loads": 3, "peak_windows": 3,
+    "batch": 32, "student_batch": 32, "method_batch": 32, "steps": 1, "rounds": 2, "compile": False, "store": 500,
+    "small_bank": 1000, "large_bank": 10_000, "loads": 3, "peak_windows": 3,
 }  # fmt: skip
 
 

@@ -32,7 +32,9 @@ SAVE_SECONDS = 60  # between saves of the training state; they do not change the
 
 
 def check_shape(settings: BankDiffusionSettings, info: DatasetInfo) -> None:
-    """Refuse an image size that the UNet cannot halve at every level.
+    """Refuse an image size that the UNet cannot halve at every level, and a first level narrower than a patch.
+
+    Of noise with C p² values a position, a level of fewer channels passes on a part, and what is left stays in the images.
 
     Raises:
         UserError: names the sizes and the settings to change.
@@ -42,6 +44,12 @@ def check_shape(settings: BankDiffusionSettings, info: DatasetInfo) -> None:
         raise UserError(
             f"augment.bank_diffusion: images of {info.image_size} pixels cannot be halved at {len(settings.channels)} levels "
             f"of patch {settings.patch} (a multiple of {multiple} is needed); shorten `channels` or lower `patch`."
+        )
+    folded = info.channels * settings.patch**2
+    if settings.channels[0] < folded:
+        raise UserError(
+            f"augment.bank_diffusion: the first of `channels`, {settings.channels[0]}, is less than the {folded} values of a "
+            f"patch of {settings.patch}, and noise would stay in the images; widen `channels` or lower `patch`."
         )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks import __main__ as command
 from benchmarks import bank, memory, reference
 from benchmarks.flops import aligner_flops, forward_flops, generator_flops, student_flops, synthesis_flops
+from benchmarks.methods import INIT_BANK, Budget, measure_method, published
 from benchmarks.peak import Peaks
 from benchmarks.settings import INFO, QUICK, Options, network
 from benchmarks.table import Row, Section, markdown
@@ -18,14 +19,14 @@ from benchmarks.timing import Clock, take_turns
 from benchmarks.variants import COMPILED, EAGER, ORIGINAL, REFERENCE, step_rows
 from dfkd.datasets.views import rotations
 from dfkd.distillation.csd import CSDObjective
-from dfkd.methods import DDASettings
+from dfkd.methods import ALIASES, METHODS, DDASettings
 from dfkd.runtime import Runtime
 from dfkd.synthesis.inversion import GeneratorInversion
 
 CPU = torch.device("cpu")
 TINY = Options(
-    teacher="wrn161", student="wrn161", batch=4, student_batch=4, steps=1, rounds=2, compile=False, device="cpu", store=8,
-    small_bank=300, large_bank=600, loads=2, peak_size=64, peak_seconds=1e-4, peak_windows=2,
+    teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
+    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, peak_size=64, peak_seconds=1e-4, peak_windows=2,
 )  # fmt: skip
 
 
@@ -172,6 +173,7 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "append, 600 images", "publish, 300 images", "load, 600 images", "seconds to load 600 images", "load 300 images: peak",
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
     ]  # fmt: skip
+    expected += [INIT_BANK, *(name for name in METHODS if name not in (*ALIASES, "kd"))]
     assert set(expected) <= set(names)
     assert names.count(ORIGINAL) == 2  # synthesis and student
     for name in names:
@@ -186,6 +188,24 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", content["about"]["date"])
     assert content["about"]["versions"]["torch"] == importlib.metadata.version("torch")
     assert "turn 2 of 2" in caplog.text
+
+
+def test_a_recipe_is_the_sum_of_its_parts():
+    budget = Budget(synthesis=18.0, syntheses=100, steps=500, student=0.5, student_steps=7200, before=7200.0)
+    assert budget.hours == pytest.approx(0.5 + 1 + 2)
+    assert (
+        budget.note()
+        == "synthesis 18 s × 100 (from 1 and 3 of its 500 steps), student step 0.5 s × 7,200, after 2 h of init bank"
+    )
+    assert Budget(0.0, 200, 0, 0.1, 10).note() == "no synthesis, student step 0.1 s × 10"
+
+
+def test_a_recipe_is_the_published_one():
+    assert published("dafl", None) == METHODS["dafl"].settings()
+    budget = measure_method("dda", TINY, Runtime.create("fast", "cpu"), before=3600.0)
+    assert (budget.syntheses, budget.student_steps, budget.steps) == (200, 200 * DDASettings().kd_steps, DDASettings().g_steps)
+    assert budget.synthesis > budget.student > 0
+    assert budget.hours > 1
 
 
 def test_markdown_escapes_and_rounds():

@@ -157,6 +157,18 @@ def test_size_that_cannot_be_halved_is_refused(size, patch):
         backend(info=INFO.model_copy(update={"image_size": size}), channels=[8, 8, 8], patch=patch)
 
 
+@pytest.mark.parametrize(("channels", "patch", "fits"), [([8, 16], 2, False), ([12, 16], 2, True), ([32, 64], 4, False)])
+def test_a_level_narrower_than_a_patch_is_refused(channels, patch, fits):
+    info = INFO.model_copy(update={"image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
+    if fits:
+        backend(info=info, channels=channels, patch=patch)
+        return
+    with pytest.raises(
+        UserError, match=f"the first of `channels`, {channels[0]}, is less than the {3 * patch**2} values of a patch"
+    ):
+        backend(info=info, channels=channels, patch=patch)
+
+
 def test_groups_divide_every_width():
     for channels in ([4], [12, 20], [32, 64, 64], [256, 384]):
         unet = build_unet(BankDiffusionSettings(channels=channels), INFO)
