@@ -35,12 +35,14 @@ bench: $(READY)
 schema: $(READY)
 	$(BIN)/python -m dfkd.schema > workflow/schemas/config.schema.json
 
-# Bytecode is compiled at first use (--no-compile): most of what the libraries ship is never imported.
+# Most of what the libraries ship is never imported: of their bytecode only what the stages use is compiled, by importing it.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("dfkd: python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -c 'import snakemake.cli, sklearn.datasets, dfkd.evaluation.evaluate, dfkd.diffusion.augment, dfkd.distillation.distill'
+	$(BIN)/python -c 'from diffusers import DDIMScheduler, UNet2DModel'
 	touch $@
 
 # What was built from the sources. Data, results and downloads stay: remove those by hand.

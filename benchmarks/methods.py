@@ -15,7 +15,7 @@ from benchmarks.table import Row, Section
 from benchmarks.timing import Clock
 from benchmarks.variants import set_switches
 from dfkd.datasets.views import normalise, random_views, to_unit
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.methods import ALIASES, METHODS, MethodSettings
@@ -27,7 +27,7 @@ from dfkd.synthesis.synthesizer import FreshSynthesizer
 
 logger = logging.getLogger(__name__)
 
-TIMED = (1, 3)  # generator steps of the two syntheses from which a longer one is extrapolated
+TIMED = (1, 2)  # generator steps of the two syntheses from which a longer one is extrapolated
 INIT_BANK = "init bank"
 
 
@@ -69,9 +69,10 @@ def published(method: str, batch: int | None) -> MethodSettings:
     return settings(**{name: value for name, value in wanted.items() if name in settings.model_fields})
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Of one call: the median of some, after one to warm up."""
-    run()
+def seconds(run: Callable[[], object], device: torch.device, repeats: int, warm: bool = False) -> float:
+    """Of one call: the median of some, after one to warm up if nothing like it ran before."""
+    if not warm:
+        run()
     clock = Clock(device)
     clock.mark()
     for _ in range(repeats):
@@ -111,7 +112,7 @@ def measure_method(method: str, options: Options, runtime: Runtime, before: floa
     def synthesis(count: int) -> float:
         synthesizer, objective = built(settings.model_copy(update={"g_steps": count}))
         objective.begin_epoch(epoch, rate_at(settings, epoch))
-        return seconds(lambda: synthesizer.synthesize(epoch), runtime.device, options.steps)
+        return seconds(lambda: synthesizer.synthesize(epoch), runtime.device, options.steps, warm=count == TIMED[1])
 
     made = _of_synthesis(synthesis, steps) if steps else 0.0
     synthesizer, objective = built(settings)
@@ -149,7 +150,7 @@ def init_bank(options: Options, runtime: Runtime) -> Budget:
             teacher, INFO, runtime, batch_size=options.method_batch or settings.batch_size, steps=count, lr=settings.lr,
             latent_size=LATENT_SIZE, generator=settings.generator, width=settings.width, bn=settings.bn, oh=settings.oh,
         )  # fmt: skip
-        return seconds(lambda: inversion.synthesize(), runtime.device, options.steps)
+        return seconds(inversion.synthesize, runtime.device, options.steps, warm=count == TIMED[1])
 
     return Budget(_of_synthesis(synthesis, settings.steps), settings.batches, settings.steps, 0.0, 0)
 

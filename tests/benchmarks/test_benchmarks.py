@@ -195,7 +195,7 @@ def test_a_recipe_is_the_sum_of_its_parts():
     assert budget.hours == pytest.approx(0.5 + 1 + 2)
     assert (
         budget.note()
-        == "synthesis 18 s × 100 (from 1 and 3 of its 500 steps), student step 0.5 s × 7,200, after 2 h of init bank"
+        == "synthesis 18 s × 100 (from 1 and 2 of its 500 steps), student step 0.5 s × 7,200, after 2 h of init bank"
     )
     assert Budget(0.0, 200, 0, 0.1, 10).note() == "no synthesis, student step 0.1 s × 10"
 

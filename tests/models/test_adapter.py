@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import dfkd.config
 from dfkd.datasets.info import DatasetInfo
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
 from dfkd.models import build_model, count_macs

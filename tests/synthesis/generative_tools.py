@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.methods import METHODS
 from dfkd.models import build_model
 from dfkd.models.weights import load_model

@@ -8,7 +8,7 @@ import torch
 
 from dfkd.config import load_config
 from dfkd.datasets.views import random_resized_views
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
 from dfkd.errors import UserError
 from dfkd.methods import METHODS

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dfkd.bank.reader import BankReader
-from dfkd.distillation.distill import Run, distill
+from dfkd.distillation.distill import distill
+from dfkd.distillation.run import Run
 from dfkd.errors import UserError
 from dfkd.files import file_sha256
 from dfkd.methods import METHODS

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.datasets.views import normalise, rotations, to_unit
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses
 from dfkd.methods import METHODS, CSDSettings, DDASettings
 from dfkd.models import build_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd.datasets.views import normalise, to_bytes
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, DeepInversionSettings

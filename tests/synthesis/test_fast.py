@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dfkd.distillation.distill import build_method
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, FastSettings

@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from dfkd.bank.reader import BankReader
 from dfkd.config import load_config
 from dfkd.datasets.info import DatasetInfo
-from dfkd.distillation.distill import build_method, distill
+from dfkd.distillation.distill import distill
+from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
 from dfkd.errors import UserError
 from dfkd.methods import NAYERSettings

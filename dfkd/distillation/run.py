@@ -1,0 +1,154 @@
+"""A run of a method: its two halves, the images that they share, one turn after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfkd.bank.writer import BankWriter
+from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
+from dfkd.distillation.objective import Objective
+from dfkd.distillation.schedule import Turn, rate_at
+from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.errors import UserError
+from dfkd.evaluation.predict import predict
+from dfkd.methods import METHODS, MethodSettings, SampledSettings
+from dfkd.models.adapter import MissingFeatures
+from dfkd.models.weights import WeightsCard
+from dfkd.plugins import load
+from dfkd.provenance import Cost
+from dfkd.runtime import Runtime, seed_everything
+from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesizer, teacher_scores
+
+
+def build_method(
+    name: str, teacher: nn.Module, student: nn.Module, card: WeightsCard, settings: MethodSettings, runtime: Runtime
+) -> tuple[Synthesizer, Objective]:
+    """The two halves of a method.
+
+    Raises:
+        UserError: the teacher or the student lacks what the method needs, or the halves do not fit.
+    """
+    makes: type[Synthesizer] = load(METHODS[name].synthesizer)
+    imitates: type[Objective] = load(METHODS[name].objective)
+    if imitates.needs_labels and issubclass(makes, FreshSynthesizer):
+        raise UserError(
+            f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
+            "give the method another objective."
+        )
+    try:
+        objective = imitates(teacher, student, card.dataset, settings, runtime)
+        return makes(teacher, student, card.dataset, settings, runtime, objective), objective
+    except MissingFeatures as error:
+        raise error.of_method(name) from None
+
+
+class Run:
+    """A student, its method and all that is counted on the way; knows how to make one turn, save and resume."""
+
+    def __init__(
+        self,
+        synthesizer: Synthesizer,
+        objective: Objective,
+        store: ImageStore,
+        bank: BankWriter,
+        settings: MethodSettings,
+        seed: int,
+        runtime: Runtime,
+    ) -> None:
+        self.synthesizer, self.objective, self.store, self.bank = synthesizer, objective, store, bank
+        self.settings, self.seed, self.runtime, self.info = settings, seed, runtime, objective.info
+        self.cost = Cost()
+        self.made: dict[str, float] = {}  # the terms of the last synthesis
+        self.sums = torch.zeros(len(objective.terms), device=runtime.device)
+        self.steps = 0  # student steps that `sums` holds
+        self._order: ShuffledPasses | None = None
+
+    def synthesize(self, turn: Turn, stop: Any) -> None:
+        """The synthesis that begins a round."""
+        if turn.round == 0:
+            seed_everything(self.seed, "distill", turn.epoch)
+        made = self.synthesizer.synthesize(turn.epoch, stop)
+        if len(made.images):
+            self.bank.append_images(made.images, made.labels, made.scores)
+            self.store.append(made.images, made.labels)
+        if turn.round == 0:
+            self.objective.begin_epoch(turn.epoch, rate_at(self.settings, turn.epoch))
+        self.made, self._order = made.terms, None
+        self.cost.images += made.count
+        self.cost.optimiser_steps += made.optimiser_steps
+        self.cost.teacher_queries += made.teacher_queries
+
+    def distill(self, turn: Turn) -> None:
+        """One student step, on a batch of the store or on fresh images."""
+        size = self.settings.batch_size
+        if isinstance(self.synthesizer, FreshSynthesizer):
+            images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
+            self.cost.images += size
+        else:
+            images, labels = self._stored(turn, size)
+        self.sums += self.objective.step(self.runtime.images(images), labels)
+        self.steps += 1
+        self.cost.optimiser_steps += self.objective.optimiser_steps
+        self.cost.teacher_queries += size
+
+    def _stored(self, turn: Turn, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of the store in random views, normalised [B,C,H,W], and its labels [B]."""
+        if not self.store.count:
+            raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
+        self._order = self._order or ShuffledPasses(self.store.count, size, self.seed, "distill order", turn.epoch, turn.round)
+        index = self._order.batch(turn.step).to(self.runtime.device)
+        views = random_views(self.store.images[index], self.info)
+        return normalise(to_unit(views), self.info), self.store.labels[index]
+
+    def keep_sample(self, epoch: int) -> None:
+        """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""
+        own = self.settings
+        if not (isinstance(self.synthesizer, FreshSynthesizer) and isinstance(own, SampledSettings)):
+            return
+        if (epoch + 1) % own.sample_every and epoch + 1 < own.epochs:
+            return
+        images = to_bytes(self.synthesizer.sample(own.sample_images))
+        answers = predict(self.objective.teacher, images.cpu(), self.info, self.runtime).argmax(1).to(images.device)
+        scores = teacher_scores(self.objective.teacher, images, answers, self.info, self.runtime)
+        self.bank.append_images(images.cpu().contiguous(), answers.cpu(), scores)
+
+    def row(self, epoch: int) -> dict[str, float]:
+        """The figures of an epoch, and a fresh start for the sums. Raises a `UserError` when one is not finite."""
+        row: dict[str, float] = {"epoch": epoch + 1, "lr": rate_at(self.settings, epoch)}
+        if self.steps:
+            row |= dict(zip(self.objective.terms, (self.sums / self.steps).tolist(), strict=True))
+        row |= {f"g_{name}": value for name, value in self.made.items()} | {"images": self.store.count}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise UserError(f"epoch {epoch + 1}: {name} is not finite; lower lr (or lr_g) and run again.")
+        self.sums.zero_()
+        self.steps = 0
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "cost": self.cost.as_dict(),
+            "made": self.made,
+            "sums": self.sums.cpu(),
+            "steps": self.steps,
+            "blocks": self.bank.blocks,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; the bank is cut back to what it held then."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state["parts"][name])
+        self.cost, self.made, self.steps = Cost(**state["cost"]), state["made"], state["steps"]
+        self.sums = state["sums"].to(self.runtime.device)
+        self.bank.truncate(state["blocks"])
+
+    def _parts(self) -> dict[str, Any]:
+        own = {f"synthesizer {name}": part for name, part in self.synthesizer.parts().items()}
+        return self.objective.parts() | own
