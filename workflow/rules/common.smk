@@ -271,6 +271,9 @@ def config_hash(wildcards):
             stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
         },
     }
+    kind, value = transferred(wildcards)
+    if kind == "dataset":
+        content["transfer_set"] = CONFIG.datasets[value].model_dump(mode="json")
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
