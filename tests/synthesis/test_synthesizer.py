@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dfkd.datasets.views import normalise, to_unit
-from dfkd.distillation import distill as stage
+from dfkd.distillation import run as stage
 from dfkd.distillation.kd import KD
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, Method, MethodSettings
