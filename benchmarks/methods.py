@@ -69,10 +69,9 @@ def published(method: str, batch: int | None) -> MethodSettings:
     return settings(**{name: value for name, value in wanted.items() if name in settings.model_fields})
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int, warm: bool = False) -> float:
-    """Of one call: the median of some, after one to warm up if nothing like it ran before."""
-    if not warm:
-        run()
+def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Of one call: the median of some, after one to warm up."""
+    run()
     clock = Clock(device)
     clock.mark()
     for _ in range(repeats):
@@ -112,7 +111,7 @@ def measure_method(method: str, options: Options, runtime: Runtime, before: floa
     def synthesis(count: int) -> float:
         synthesizer, objective = built(settings.model_copy(update={"g_steps": count}))
         objective.begin_epoch(epoch, rate_at(settings, epoch))
-        return seconds(lambda: synthesizer.synthesize(epoch), runtime.device, options.steps, warm=count == TIMED[1])
+        return seconds(lambda: synthesizer.synthesize(epoch), runtime.device, options.steps)
 
     made = _of_synthesis(synthesis, steps) if steps else 0.0
     synthesizer, objective = built(settings)
@@ -150,7 +149,7 @@ def init_bank(options: Options, runtime: Runtime) -> Budget:
             teacher, INFO, runtime, batch_size=options.method_batch or settings.batch_size, steps=count, lr=settings.lr,
             latent_size=LATENT_SIZE, generator=settings.generator, width=settings.width, bn=settings.bn, oh=settings.oh,
         )  # fmt: skip
-        return seconds(inversion.synthesize, runtime.device, options.steps, warm=count == TIMED[1])
+        return seconds(inversion.synthesize, runtime.device, options.steps)
 
     return Budget(_of_synthesis(synthesis, settings.steps), settings.batches, settings.steps, 0.0, 0)
 

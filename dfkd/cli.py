@@ -320,10 +320,9 @@ def plot_run(
 
     plot_history(folder / "history.csv", folder / "curves.png")
     plot_confusion(folder / "metrics.json", folder / "confusion.png")
-    if (folder / "bank.lmdb").exists():
+    if (folder / "bank.lmdb").exists():  # a student from scratch has none
         from dfkd.bank.grid import contact_sheet
 
-        # a student from scratch has none
         contact_sheet(folder / "bank.lmdb", folder / "bank.png")
 
 
