@@ -13,20 +13,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test bench schema clean
+.PHONY: run test browser bench schema clean
 
 run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
 	$(BIN)/dfkd show $(TARGET)
 
 test: export OMP_NUM_THREADS = 1
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+# The tests of the viewer drive a real Chromium: the distribution's, not one that playwright would download.
+browser:
+	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
+		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
