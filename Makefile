@@ -20,7 +20,7 @@ run: $(READY)
 	$(BIN)/dfkd show $(TARGET)
 
 test: export OMP_NUM_THREADS = 1
-test: $(READY) browser
+test: $(READY) $(if $(shell command -v chromium),,browser)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,7 +30,7 @@ test: $(READY) browser
 
 # The tests of the viewer drive a real Chromium: the distribution's, not one that playwright would download.
 browser:
-	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
+	{ apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
 
 bench: $(READY)
