@@ -118,6 +118,25 @@ def verify(bank: Bank, as_json: AsJson = False) -> None:
         raise UserError(f"{bank}: damaged or incomplete ({'; '.join(faults)}); copy or make the bank again.")
 
 
+@bank_app.command()
+def score(
+    bank: Bank,
+    teacher: Annotated[Path | None, typer.Option(help="teacher weights; by default those the bank was made with")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="by default NAME.scores.h5 beside the bank")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Measure what the teacher says of every image: kept beside the bank for stats, pages and the viewer."""
+    from dfkd.inspection.scores import scores_file, scores_of, write_scores
+    from dfkd.runtime import Runtime
+
+    scores = scores_of(bank, teacher, Runtime.create("reference", device))
+    if scores.digest is None:
+        raise UserError(f"{bank}: still being written, and its scores would be out of date at once; wait for its stage to end.")
+    target = output or scores_file(bank)
+    write_scores(target, scores)
+    typer.echo(f"{target}: {len(scores)} images, {', '.join(scores.columns)}")
+
+
 @bank_app.command("export")
 def export_bank(
     bank: Bank,

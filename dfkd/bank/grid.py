@@ -79,20 +79,14 @@ def _classes(reader: BankReader) -> range:
 
 def _columns(reader: BankReader, order: Order, score: str | None) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, sort keys and parents of all images, without keeping the images."""
-    labels, keys, parents = [], [], []
-    for block in reader.blocks():
-        labels.append(block.labels)
-        parents.append(block.parents if block.parents is not None else torch.full((len(block),), -1))
-        if order == "first":
-            keys.append(torch.zeros(len(block)))
-        elif score not in block.scores:
-            known = nearest(score or "", block.scores) if block.scores else "it has none"
-            raise UserError(f"{reader.path}: no score '{score or ''}' to order by; {known}.")
-        else:
-            keys.append(block.scores[score] if order == "worst" else -block.scores[score])
-    if not labels:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    return torch.cat(labels), torch.cat(keys), torch.cat(parents)
+    columns = reader.columns()
+    if order == "first" or not len(columns):
+        return columns.labels, torch.zeros(len(columns)), columns.parents
+    if score not in columns.scores:
+        known = nearest(score or "", columns.scores) if columns.scores else "it has none"
+        raise UserError(f"{reader.path}: no score '{score or ''}' to order by; {known}.")
+    keys = columns.scores[score]
+    return columns.labels, keys if order == "worst" else -keys, columns.parents
 
 
 def _of_class(labels: Tensor, sequence: Tensor, label: int) -> list[int]:

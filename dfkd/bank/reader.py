@@ -19,16 +19,22 @@ from dfkd.errors import UserError
 
 
 @dataclass
-class BankArrays:
-    """A whole bank in memory."""
+class BankColumns:
+    """What a bank says of all its images, short of the images."""
 
-    images: Tensor  # uint8 [N,C,H,W]
     labels: Tensor  # int64 [N]
     scores: dict[str, Tensor]  # float32 [N] each
     parents: Tensor  # int64 [N], index in the parent bank; -1: none
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass
+class BankArrays(BankColumns):
+    """A whole bank in memory."""
+
+    images: Tensor  # uint8 [N,C,H,W]
 
 
 class BankReader:
@@ -111,10 +117,18 @@ class BankReader:
             pass
         return torch.from_numpy(result)
 
+    def columns(self) -> BankColumns:
+        """Labels, scores and parents of all images, every block checked; the images are left on the disk."""
+        return self._gather(None)
+
     def load(self) -> BankArrays:
         """The whole bank, every block checked, in arrays that are allocated once."""
+        images = np.empty((len(self), *self.meta.dataset.shape), dtype=np.uint8)
+        columns = self._gather(images)
+        return BankArrays(columns.labels, columns.scores, columns.parents, torch.from_numpy(images))
+
+    def _gather(self, images: np.ndarray | None) -> BankColumns:
         count, blocks = len(self), self.meta.blocks
-        images = np.empty((count, *self.meta.dataset.shape), dtype=np.uint8)
         labels, parents = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
         names = next(visit_records(self.path, [0], lambda _, record: read_header(record).names)) if blocks else ()
         scores = np.empty((len(names), count), dtype=np.float32)
@@ -125,11 +139,13 @@ class BankReader:
             if header.names != names:
                 raise UserError(f"{self.path}: block {number} has other scores than block 0; make the bank again.")
             part = slice(starts[number], starts[number + 1])
-            labels[part], parents[part], scores[:, part], images[part] = views(record, header)
+            labels[part], parents[part], scores[:, part], found = views(record, header)
+            if images is not None:
+                images[part] = found
 
         # zlib and numpy release the interpreter's lock while they check and copy.
         threads = min(4, os.cpu_count() or 1)
         for _ in visit_records(self.path, range(blocks), fill, self._identity, threads):
             pass
         named = {name: torch.from_numpy(values) for name, values in zip(names, scores, strict=True)}
-        return BankArrays(torch.from_numpy(images), torch.from_numpy(labels), named, torch.from_numpy(parents))
+        return BankColumns(torch.from_numpy(labels), named, torch.from_numpy(parents))

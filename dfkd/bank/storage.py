@@ -175,6 +175,13 @@ def has_footer(path: str | Path) -> bool:
         return _read_footer(file) is not None
 
 
+def published_digest(path: str | Path) -> str | None:
+    """The digest that was published with the bank, in hexadecimal: its name for caches. None for one that is being written."""
+    with open_file(path) as file:
+        footer = _read_footer(file)
+    return None if footer is None else _FOOTER.unpack(footer)[2].hex()
+
+
 def check_footer(path: str | Path) -> str:
     """What is wrong with the digest at the end of the file, or an empty text: then every byte is as it was published."""
     with open_file(path) as file:

@@ -1,0 +1,299 @@
+"""What a teacher says of every image of a bank, and the file beside the bank that keeps it.
+
+A bank's own scores say what its stage knew. These are measured on the images as they are stored, for any bank and any teacher
+that fits, so that banks of different stages can be compared, sorted and filtered by the same columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfkd.bank.reader import BankReader
+from dfkd.bank.storage import published_digest
+from dfkd.datasets.views import normalise, to_unit
+from dfkd.errors import UserError
+from dfkd.hdf5 import atomic_hdf5
+from dfkd.inspection.related import find_teacher
+from dfkd.models.weights import load_model
+from dfkd.progress import progress
+from dfkd.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dfkd bank scores 1"
+CHUNK_ROWS = 4096
+
+# Columns that are measured, one number an image; a bank's own scores keep their names beside them.
+MEASURED = {
+    "prediction": "the class that the teacher chooses",
+    "confidence": "the teacher's largest probability",
+    "label_probability": "the teacher's probability of the label",
+    "entropy": "of the teacher's probabilities, nats",
+    "bn_distance": "R_bn of the image alone: distance of its BN statistics to the teacher's, summed over layers",
+    "brightness": "mean of the pixels, 0 to 255",
+    "contrast": "standard deviation of the pixels, 0 to 255",
+    "constant": "1 if all pixels have one value",
+    "duplicate_of": "index of the first image with the same pixels; -1: none before it",
+}
+
+
+@dataclass(frozen=True)
+class BankScores:
+    """Row i is image i of the bank.
+
+    Attributes:
+        columns: [N] each: `label`, `parent` (-1: none), the bank's own scores, and those of `MEASURED`
+            (`bn_distance` only of a teacher with BatchNorm layers).
+        features: float16 [N,D], the teacher's penultimate features.
+        class_bn_distance: float64 [K], R_bn of all images of a class as one batch; NaN without images or BatchNorm.
+        all_bn_distance: R_bn of the whole bank as one batch; NaN likewise.
+        teacher: architecture of the teacher.
+        teacher_sha256: of its weights.
+        digest: of the bank's file; None for one that was being written.
+    """
+
+    columns: dict[str, np.ndarray]
+    features: np.ndarray
+    class_bn_distance: np.ndarray
+    all_bn_distance: float
+    teacher: str
+    teacher_sha256: str
+    digest: str | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def scores_file(bank: str | Path) -> Path:
+    """Where the scores of a bank are kept: `init.scores.h5` beside `init.lmdb`."""
+    return Path(bank).with_suffix(".scores.h5")
+
+
+def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_size: int = 256) -> BankScores:
+    """The scores beside the bank if they are of this very bank and teacher; else they are measured now, and not written.
+
+    Args:
+        bank: complete, or still being written.
+        teacher: weights that fit the bank's images; None: those it was made with, looked for in the results around it.
+
+    Raises:
+        UserError: the bank or the teacher cannot be read, or none is found.
+    """
+    reader = BankReader(bank, allow_incomplete=True)
+    if teacher is None:
+        kept = _kept(reader, reader.meta.teacher_sha256)
+        if kept is not None:
+            return kept
+        teacher = find_teacher(reader.path, reader.meta.teacher_sha256)
+        if teacher is None:
+            sha256 = reader.meta.teacher_sha256[:12]
+            raise UserError(f"{bank}: its teacher (SHA-256 {sha256}…) is not in the results around it; name it with --teacher.")
+    model, card = load_model(teacher, runtime)
+    kept = _kept(reader, card.sha256)
+    if kept is not None:
+        return kept
+    if card.dataset.shape != reader.meta.dataset.shape or len(card.dataset.classes) != len(reader.meta.dataset.classes):
+        raise UserError(
+            f"{teacher}: its images or classes are not those of {bank}; give a teacher of {reader.meta.dataset.name}."
+        )
+    return measure(reader, model, card.architecture, card.sha256, runtime, batch_size)
+
+
+def _kept(reader: BankReader, teacher_sha256: str) -> BankScores | None:
+    path = scores_file(reader.path)
+    if not path.exists():
+        return None
+    try:
+        kept = read_scores(path)
+    except UserError as error:
+        logger.warning("%s They are measured anew.", error)
+        return None
+    fits = kept.digest is not None and kept.digest == published_digest(reader.path) and kept.teacher_sha256 == teacher_sha256
+    return kept if fits else None
+
+
+@torch.inference_mode()
+def measure(
+    reader: BankReader, model: nn.Module, architecture: str, sha256: str, runtime: Runtime, batch_size: int = 256
+) -> BankScores:
+    """Score every image of a bank; images are streamed, columns and features are kept.
+
+    R_bn is the sum over BatchNorm layers of ||var - running var||_2 + ||mean - running mean||_2 (the term that the inversion
+    minimises, `dfkd.synthesis.priors`), here with the statistics of one image, of a class, of the whole bank.
+
+    Raises:
+        UserError: a damaged block, or a teacher whose answers are not finite.
+    """
+    info, classes = reader.meta.dataset, len(reader.meta.dataset.classes)
+    found: dict[str, list[np.ndarray]] = {}
+    features: list[np.ndarray] = []
+    hashes: list[bytes] = []
+    with _Moments(model, classes) as moments, progress("score images", reader.meta.blocks) as steps:
+        for block in reader.blocks():
+            hashes += [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in block.images]
+            parts: dict[str, list[Tensor]] = {}
+            for images, labels in zip(block.images.split(batch_size), block.labels.split(batch_size), strict=True):
+                unit = normalise(to_unit(images.to(runtime.device)), info)
+                moments.labels = labels.to(runtime.device)
+                with runtime.autocast():
+                    logits, maps = model(runtime.images(unit), return_features=True)
+                for name, values in {**_answers(logits, labels), **moments.taken(), **_pixels(images)}.items():
+                    parts.setdefault(name, []).append(values.cpu())
+                features.append(maps[-1].flatten(1).float().clamp(-65504, 65504).cpu().numpy().astype(np.float16))
+            parents = block.parents if block.parents is not None else torch.full_like(block.labels, -1)
+            measured = {name: torch.cat(several) for name, several in parts.items()}
+            # What a stage wrote under one of our names means the same, and is measured anew.
+            for name, column in {"label": block.labels, "parent": parents, **block.scores, **measured}.items():
+                found.setdefault(name, []).append(column.numpy())
+            steps.advance()
+    columns = {name: np.concatenate(values) for name, values in found.items()}
+    if not all(np.isfinite(values).all() for values in columns.values()):
+        raise UserError(
+            f"{reader.path}: the answers of teacher {architecture} are not finite; give a teacher that was trained."
+        )
+    columns["duplicate_of"] = _duplicates(hashes)
+    of_class, of_all = moments.distances()
+    everything = np.concatenate(features) if features else np.zeros((0, 0), np.float16)
+    digest = published_digest(reader.path) if reader.meta.status == "complete" else None
+    return BankScores(columns, everything, of_class, of_all, architecture, sha256, digest)
+
+
+def _answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    log_p = logits.float().log_softmax(1).cpu()
+    best = log_p.max(1)
+    return {
+        "prediction": best.indices,
+        "confidence": best.values.exp(),
+        "label_probability": log_p.gather(1, labels[:, None])[:, 0].exp(),
+        "entropy": -(log_p.exp() * log_p).sum(1),
+    }
+
+
+def _pixels(images: Tensor) -> dict[str, Tensor]:
+    flat = images.flatten(1)
+    deviation, mean = torch.std_mean(flat.float(), dim=1, correction=0)
+    return {"brightness": mean, "contrast": deviation, "constant": (flat == flat[:, :1]).all(1).to(torch.uint8)}
+
+
+def _duplicates(hashes: list[bytes]) -> np.ndarray:
+    first: dict[bytes, int] = {}
+    before = [first.setdefault(value, index) for index, value in enumerate(hashes)]
+    return np.array([-1 if other == index else other for index, other in enumerate(before)], dtype=np.int64)
+
+
+class _Moments:
+    """Mean and mean square of every BatchNorm2d input: of each image, summed by class."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.labels = torch.zeros(0, dtype=torch.int64)
+        self._counts = torch.zeros(classes, dtype=torch.float64)
+        self._sums: list[Tensor | None] = [None] * len(self.layers)  # [K,2,C]: mean, mean square
+        self._distance: Tensor | None = None  # [B] of the batch in hand
+
+    def __enter__(self) -> _Moments:
+        self._handles = [
+            layer.register_forward_pre_hook(lambda _, inputs, place=place: self._hook(place, inputs[0]))  # type: ignore[misc]
+            for place, layer in enumerate(self.layers)
+        ]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, place: int, maps: Tensor) -> None:
+        variance, mean = torch.var_mean(maps.float(), dim=(2, 3), correction=0)
+        distance = _distance(mean, variance, self.layers[place])
+        self._distance = distance if self._distance is None else self._distance + distance
+        both = torch.stack([mean, variance + mean.square()], dim=1).double().cpu()  # [B,2,C]
+        former = self._sums[place]
+        if former is None:
+            former = torch.zeros(len(self._counts), *both.shape[1:], dtype=torch.float64)
+        self._sums[place] = former.index_add_(0, self.labels.cpu(), both)
+
+    def taken(self) -> dict[str, Tensor]:
+        """The distances of the batch that went through last; nothing for a network without BatchNorm2d."""
+        self._counts += torch.bincount(self.labels.cpu(), minlength=len(self._counts))
+        distance, self._distance = self._distance, None
+        return {} if distance is None else {"bn_distance": distance}
+
+    def distances(self) -> tuple[np.ndarray, float]:
+        """R_bn of each class and of all images; NaN where there is nothing to measure."""
+        sums = [(total, layer) for total, layer in zip(self._sums, self.layers, strict=True) if total is not None]
+        if not sums:
+            return np.full(len(self._counts), np.nan), float("nan")
+
+        def of(chosen: list[Tensor], count: Tensor) -> Tensor:
+            """Over [G,2,C] sums of groups of `count` [G] images."""
+            moments = [total / count.view(-1, 1, 1) for total in chosen]
+            pairs = zip(moments, (layer for _, layer in sums), strict=True)
+            return sum(
+                (_distance(both[:, 0], (both[:, 1] - both[:, 0].square()).clamp(min=0), layer) for both, layer in pairs),
+                start=torch.zeros(len(count), dtype=torch.float64),
+            )
+
+        by_class = of([total for total, _ in sums], self._counts)  # 0 / 0 is the NaN of an empty class
+        whole = of([total.sum(0, keepdim=True) for total, _ in sums], self._counts.sum(0, keepdim=True))
+        return by_class.numpy(), whole.item()
+
+
+def _distance(mean: Tensor, variance: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+    """||var - running var|| + ||mean - running mean|| of each row of [G,C] → [G]."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    kind = {"device": mean.device, "dtype": mean.dtype}
+    norms = torch.linalg.vector_norm(variance - layer.running_var.to(**kind), dim=1)  # type: ignore[call-overload]
+    return norms + torch.linalg.vector_norm(mean - layer.running_mean.to(**kind), dim=1)  # type: ignore[call-overload]
+
+
+def write_scores(path: str | Path, scores: BankScores) -> None:
+    """Keep scores as HDF5. Equal scores give equal bytes.
+
+    Raises:
+        ValueError: they are of a bank that was being written.
+    """
+    if scores.digest is None:
+        raise ValueError("scores of a growing bank are out of date as soon as they are written")
+    with atomic_hdf5(path) as file:
+        file.attrs.update({"format": FORMAT, "bank_digest": scores.digest, "teacher": scores.teacher})
+        file.attrs.update({"teacher_sha256": scores.teacher_sha256, "all_bn_distance": scores.all_bn_distance})
+        file.attrs["columns"] = json.dumps(list(scores.columns))
+        arrays: dict[str, Any] = {f"columns/{name}": values for name, values in scores.columns.items()}
+        arrays |= {"features": scores.features, "class_bn_distance": scores.class_bn_distance}
+        for name, values in arrays.items():
+            chunks = (min(CHUNK_ROWS, len(values)), *values.shape[1:]) if values.size else None
+            file.create_dataset(name, data=values, chunks=chunks, track_times=False)
+
+
+def read_scores(path: str | Path) -> BankScores:
+    """Read what `write_scores` wrote. A file that is none is a `UserError`."""
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise UserError(f"{path}: not scores of this version; make them again with `dfkd bank score`.")
+            columns = {name: file[f"columns/{name}"][()] for name in json.loads(file.attrs["columns"])}
+            return BankScores(
+                columns,
+                file["features"][()],
+                file["class_bn_distance"][()],
+                float(file.attrs["all_bn_distance"]),
+                str(file.attrs["teacher"]),
+                str(file.attrs["teacher_sha256"]),
+                str(file.attrs["bank_digest"]),
+            )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it with `dfkd bank score`.") from None
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a whole scores file ({error}); make it again with `dfkd bank score`.") from None
