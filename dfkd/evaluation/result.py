@@ -13,6 +13,7 @@ from dfkd.bank.reader import BankReader
 from dfkd.config import check_method
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import (
+    PER_SEED_STAGES,
     SUMMARISED,
     Amounts,
     Augmentation,
@@ -35,7 +36,6 @@ from dfkd.runtime import cpu_name
 __all__ = ["collect", "show"]
 
 COST_KEYS = tuple(name for name in Amounts.model_fields if name != "energy")  # `energy` is not told everywhere
-PER_SEED_STAGES = ("distill", "scratch", "evaluate")  # one cost file per seed; the other stages serve all seeds
 
 
 def collect(

@@ -125,7 +125,6 @@ def test_energy_is_the_sum_over_the_jobs_and_null_if_one_was_not_metered(job):
     text = shown(job["output"])
     assert "0.05 Wh" in text
     assert "0.0167 Wh" in text
-    assert "energy │\n" not in text
     write_json(job["costs"]["distill"][0], COST | {"energy": "much"})
     with pytest.raises(UserError, match="not a cost file"):
         collect(**job)
