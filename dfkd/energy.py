@@ -8,6 +8,7 @@ administrator says otherwise. NVML counts from Volta on.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 import time
@@ -108,8 +109,7 @@ def gpu(uuid: str, nvml: Any = None) -> Found:
         nvml: the module `pynvml`.
     """
     try:
-        if nvml is None:
-            import pynvml as nvml
+        nvml = nvml or importlib.import_module("pynvml")
         nvml.nvmlInit()
         device = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         return Found((Counter("nvml", lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device), 1e-3),))

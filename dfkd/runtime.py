@@ -99,7 +99,8 @@ class Runtime:
         """What the provenance of a result says of the machine; `energy` names the meters, where there are any."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         meters = sources(self.energy_counters())
-        machine = {"device": self.device.type, "name": name, "threads": torch.get_num_threads(), "dtype": str(self.dtype)[6:]}
+        machine: dict[str, str | int] = {"device": self.device.type, "name": name}
+        machine |= {"threads": torch.get_num_threads(), "dtype": str(self.dtype)[6:]}
         return machine | ({"energy": meters} if meters else {})
 
 

@@ -163,8 +163,8 @@ def table(results: Sequence[ResultFile], correct: Sequence[Flags | None], images
         correct: what `read_correct` gives for them; None where the students' answers are not known.
         images: size of the test split, for the noise of what the bootstrap cannot tell; without it, that is left open.
     """
-    best = best_of(results)
-    known = {index: flags for index, flags in enumerate(correct) if flags is not None and len(flags) >= FEWEST_SEEDS}
+    best, order = best_of(results), _by_accuracy(results)
+    known = {index: flags for index in order if (flags := correct[index]) is not None and len(flags) >= FEWEST_SEEDS}
     intervals: dict[int, Interval] = {}
     if best in known and len(known) > 1:
         found = bootstrap_differences(list(known.values()), list(known).index(best))
@@ -173,7 +173,7 @@ def table(results: Sequence[ResultFile], correct: Sequence[Flags | None], images
         others = [index for index in range(len(results)) if index not in intervals]
         intervals |= {index: binomial_interval(results[index].acc1, results[best].acc1, images) for index in others}
     intervals.pop(best, None)
-    return [_row(results[index], results[best], intervals.get(index)) for index in _by_accuracy(results)]
+    return [_row(results[index], results[best], intervals.get(index)) for index in order]
 
 
 def _by_accuracy(results: Sequence[ResultFile]) -> list[int]:

@@ -127,8 +127,11 @@ def _draw_points(axes: Axes, found: Sequence[tuple[Row, float]], limits: tuple[f
     axes.set_ylim(*limits)
     for row, cost in found:
         colour, below = colours[row.method], row.acc1 < limits[0]
-        style = {"markerfacecolor": "white" if row.control else colour, "markeredgecolor": colour}
-        axes.plot(cost, max(row.acc1, limits[0]), "v" if below else "o", markersize=6, clip_on=False, zorder=3, **style)
+        inside = "white" if row.control else colour
+        axes.plot(
+            cost, max(row.acc1, limits[0]), "v" if below else "o",
+            markersize=6, markerfacecolor=inside, markeredgecolor=colour, clip_on=False, zorder=3,
+        )  # fmt: skip
         if row.acc1_std and not below:
             axes.errorbar(cost, row.acc1, yerr=row.acc1_std, color=colour, linewidth=0.8, capsize=2)
     free = sorted((cost, -row.acc1) for row, cost in found if row.data_free and not row.control)

@@ -140,9 +140,14 @@ def sum_known(values: Iterable[float | None]) -> float | None:
     return sum(known) if known and len(known) == len(found) else None
 
 
+def root_of(path: Path) -> Path:
+    """The folder `results` that a result file lies in, by its `runs`: its own folder or the one above."""
+    return next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+
+
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:
     """PNGs beside the teacher, the banks (if the method uses any) and the runs of this result, below its folder `results`."""
-    root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+    root = root_of(path)
     if result.teacher is None:
         yield from sorted((root / "runs" / result.method / f"{result.dataset}_{result.student.name}").rglob("*.png"))
         return
