@@ -66,11 +66,16 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
     Raises:
         UserError: the path does not end in .html, or cannot be written.
     """
-    if Path(path).suffix != ".html":
-        raise UserError(f"{path}: a page is an HTML file; name one that ends in .html.")
+    check_page(path)
     text = render(template, **content)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_page(path: str | Path) -> None:
+    """Refuse a path that does not end in .html."""
+    if Path(path).suffix != ".html":
+        raise UserError(f"{path}: a page is an HTML file; name one that ends in .html.")
 
 
 def picture_uri(picture: str | Path | bytes | Image.Image) -> str:
