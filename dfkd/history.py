@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfkd.tensorboard import Board
 
 Row = dict[str, float]
+Columns = dict[str, list[float]]  # of a history that was read, the counter first
 SHOWN = 64  # images of a grid, at most
 GRIDS = 20  # of a job, at most
 COUNTERS = ("epoch", "batch", "step")
@@ -188,7 +189,7 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> 
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def read_history(path: str | Path) -> dict[str, list[float]]:
+def read_history(path: str | Path) -> Columns:
     """The columns of a history or its timing, the counter first; NaN where a cell is empty; no values where there are no rows.
 
     Raises:

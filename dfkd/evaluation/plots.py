@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dfkd.evaluation.formats import read_metrics
 from dfkd.files import atomic_path
-from dfkd.history import Panel, panels_of, read_history
+from dfkd.history import Columns, Panel, panels_of, read_history
 from dfkd.pages import COLOURS
 
 STYLE: dict[Any, Any] = {
@@ -32,7 +32,11 @@ MOST_LABELLED = 20  # classes up to which a confusion matrix carries names and n
 
 def plot_history(history: str | Path, output: str | Path, title: str = "") -> None:
     """Draw the learning curves of a history.csv: a panel for each group of columns that is there."""
-    columns = read_history(history)
+    draw_history(read_history(history), output, title)
+
+
+def draw_history(columns: Columns, output: str | Path, title: str = "") -> None:
+    """The same, of columns that are read already."""
     panels = panels_of(columns)
     wide = max(1, min(len(panels), 3))
     high = max(1, math.ceil(len(panels) / wide))
@@ -50,7 +54,7 @@ def plot_history(history: str | Path, output: str | Path, title: str = "") -> No
         _save(figure, output)
 
 
-def _draw_panel(axes: Axes, columns: dict[str, list[float]], panel: Panel, labels: dict[str, str]) -> None:
+def _draw_panel(axes: Axes, columns: Columns, panel: Panel, labels: dict[str, str]) -> None:
     counter = next(iter(columns))
     marker = "o" if len(columns[counter]) <= 30 else None
     for key, label in labels.items():

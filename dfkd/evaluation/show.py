@@ -117,11 +117,11 @@ def cost_table(result: ResultFile) -> Table:
     seconds = sum(cost.seconds for cost in result.cost.values())
     table.add_column("stage", footer="all")
     table.add_column("jobs", justify="right", footer=str(sum(cost.jobs for cost in result.cost.values())))
-    table.add_column("time", justify="right", footer=_duration(seconds))
+    table.add_column("time", justify="right", footer=duration(seconds))
     for name, key in (("images", "images"), ("teacher queries", "teacher_queries"), ("optimiser steps", "optimiser_steps")):
         table.add_column(name, justify="right", footer=f"{sum(getattr(cost, key) for cost in result.cost.values()):,.0f}")
     peak = max((cost.peak_memory for cost in result.cost.values()), default=0)
-    table.add_column("peak memory", justify="right", footer=_size(peak))
+    table.add_column("peak memory", justify="right", footer=size(peak))
     for stage, cost in result.cost.items():
         table.add_row(stage, str(cost.jobs), *_amounts(cost))
         if cost.per_seed is not None and cost.jobs > 1:
@@ -175,17 +175,19 @@ def _statistic(value: Statistic, decimals: int) -> str:
 
 def _amounts(cost: Amounts) -> list[str]:
     counts = [f"{number:,.0f}" for number in (cost.images, cost.teacher_queries, cost.optimiser_steps)]
-    return [_duration(cost.seconds), *counts, _size(cost.peak_memory)]
+    return [duration(cost.seconds), *counts, size(cost.peak_memory)]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s` or `2 h 03 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
