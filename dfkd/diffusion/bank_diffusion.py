@@ -160,7 +160,7 @@ class BankDiffusion(Backend):
                 cost.optimiser_steps = step + 1
                 finished, stopping = step + 1 == self.own.train_steps, bool(stop)
                 if (step + 1) % self.every == 0 or finished:
-                    note = f"loss {self._record(step, history, cost):.4f}"
+                    note = self._record(step, history, cost)
                 if stopping or finished or time.monotonic() - saved > SAVE_SECONDS:
                     self._save(checkpoint, None if finished else optimiser, cost, history)
                     saved = time.monotonic()
@@ -185,8 +185,8 @@ class BankDiffusion(Backend):
         self._seen = x, noised, predicted.detach(), times
         return F.mse_loss(predicted, self.scheduler.get_velocity(x, noise, times))
 
-    def _record(self, step: int, history: History, cost: Cost) -> float:
-        """A row about the steps since the last one, and what the UNet makes of noise; returns their mean loss."""
+    def _record(self, step: int, history: History, cost: Cost) -> str:
+        """A row about the steps since the last one; now and then what the UNet makes of noise, and words for the log."""
         count = step % self.every + 1
         loss = self.total_loss.item() / count
         if not math.isfinite(loss):
@@ -194,9 +194,10 @@ class BankDiffusion(Backend):
         self.total_loss.zero_()
         row = {"step": step + 1, "lr": learning_rate(step, self.own), "loss": loss}
         history.append(row, cost.seconds, count * self.own.batch_size)
-        if history.shows(-(-self.own.train_steps // self.every)):
-            history.show("image, noised, denoised", self.denoised(), group=3)
-        return loss
+        if not history.shows(-(-self.own.train_steps // self.every)):
+            return ""
+        history.show("image, noised, denoised", self.denoised(), group=3)
+        return f"loss {loss:.4f}"
 
     @torch.no_grad()
     def denoised(self) -> torch.Tensor:

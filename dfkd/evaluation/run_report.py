@@ -39,10 +39,13 @@ class Report:
 
 
 def write_report(folder: Path, output: Path | None = None) -> list[Path]:
-    """Write `report.html` and, of each history, its curves as PNG into `output` (the folder itself if None); their paths.
+    """Write `report.html`, `summary.html` and, of each history, its curves as PNG; their paths.
+
+    The summary has the curves as pictures and leaves the images away: small enough to be sent, and for `snakemake --report`.
 
     Args:
         folder: of a run, a teacher or a teacher's banks; its stage may still be going on.
+        output: the folder to write to; the same if None.
 
     Raises:
         UserError: there is no history, or a file of the folder is broken.
@@ -55,12 +58,16 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
     for curves, path in zip(histories, paths, strict=True):
         draw_history(curves.columns, path)
     going_on = [f"{curves.counter} {curves.columns[curves.counter][-1]:g}" for curves in histories if not curves.finished]
-    page = output / "report.html"
-    content = {name: value for name, value in vars(report).items() if not name.startswith("_")}
+    content = vars(report) | {
+        "going_on": ", ".join(going_on),
+        "page_command": f"dfkd report {place.folder if place else 'FOLDER'}",
+    }
     charts = [(heading_of(curves), charts_of(curves)) for curves in histories]
-    shown = f"dfkd report {place.folder if place else 'FOLDER'}"
-    write_page(page, "report.html", **content, charts=charts, going_on=", ".join(going_on), page_command=shown)
-    return [page, *paths]
+    drawn = [(heading_of(curves), picture_uri(path)) for curves, path in zip(histories, paths, strict=True)]
+    page, summary = output / "report.html", output / "summary.html"
+    write_page(page, "report.html", **content, charts=charts, drawn=[])
+    write_page(summary, "report.html", **content | {"pictures": []}, charts=[], drawn=drawn)
+    return [page, summary, *paths]
 
 
 # -- what a folder says of itself --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ rule scratch:
         weights="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
         card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
     log:
         "logs/scratch/{dataset}_{student}_seed{seed}.log",
