@@ -57,7 +57,7 @@ PANELS = (
         False,
         "g_",
     ),
-    Panel("Learning rate", "rate", {"lr": "network", "lr_g": "generator"}, True),
+    Panel("Learning rate", "rate", {"lr": "network", "lr_g": "generator"}, False),
     Panel("Images in the bank", "bank", {"images": "images"}, False),
 )
 

@@ -12,8 +12,8 @@ rule augment:
             "results/banks/{dataset}_{teacher}/filter.png",
             caption="../report/filter.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "fidelity filter"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "fidelity filter"},
         ),
     log:
         "logs/augment/{dataset}_{teacher}.log",
@@ -47,8 +47,8 @@ rule variations_picture:
             "results/banks/{dataset}_{teacher}/variations.png",
             caption="../report/variations.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "variations"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "images"},
         ),
     log:
         "logs/variations_picture/{dataset}_{teacher}.log",
@@ -73,9 +73,9 @@ rule variations_curves:
         curves=report(
             "results/banks/{dataset}_{teacher}/variations.curves.png",
             caption="../report/variations_curves.rst",
-            category="3 Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "variations", "file": "curves"},
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "curves"},
         ),
     log:
         "logs/variations_curves/{dataset}_{teacher}.log",

@@ -71,8 +71,8 @@ rule init_picture:
             "results/banks/{dataset}_{teacher}/init.png",
             caption="../report/init.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "init"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "images"},
         ),
     log:
         "logs/init_picture/{dataset}_{teacher}.log",
@@ -97,9 +97,9 @@ rule init_curves:
         curves=report(
             "results/banks/{dataset}_{teacher}/init.curves.png",
             caption="../report/init_curves.rst",
-            category="3 Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "init", "file": "curves"},
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "curves"},
         ),
     log:
         "logs/init_curves/{dataset}_{teacher}.log",

@@ -72,17 +72,18 @@ rule teacher_report:
         timing="results/teachers/{dataset}_{teacher}/timing.csv",
         cost="results/teachers/{dataset}_{teacher}/cost.json",
     output:
-        page=report(
-            "results/teachers/{dataset}_{teacher}/report.html",
+        page="results/teachers/{dataset}_{teacher}/report.html",
+        summary=report(
+            "results/teachers/{dataset}_{teacher}/summary.html",
             caption="../report/teacher.rst",
-            category="2 Teachers",
+            category="Teachers",
             subcategory="{dataset}",
             labels={"teacher": "{teacher}", "file": "report"},
         ),
         curves=report(
             "results/teachers/{dataset}_{teacher}/curves.png",
             caption="../report/teacher_curves.rst",
-            category="2 Teachers",
+            category="Teachers",
             subcategory="{dataset}",
             labels={"teacher": "{teacher}", "file": "curves"},
         ),
