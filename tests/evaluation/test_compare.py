@@ -96,8 +96,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.rows and "tr" in self.open:
-            self.rows[-1] += data + "|"
+        if self.rows and "tr" in self.open and data.strip():
+            self.rows[-1] += data.strip() + "|"
 
 
 def test_page(three):

@@ -5,13 +5,15 @@ rule augment:
     output:
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",
         rejected="results/banks/{dataset}_{teacher}/rejected.lmdb",
+        history="results/banks/{dataset}_{teacher}/variations.history.csv",
+        timing="results/banks/{dataset}_{teacher}/variations.timing.csv",
         cost="results/banks/{dataset}_{teacher}/variations.cost.json",
         plot=report(
             "results/banks/{dataset}_{teacher}/filter.png",
             caption="../report/filter.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "fidelity filter"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "fidelity filter"},
         ),
     log:
         "logs/augment/{dataset}_{teacher}.log",
@@ -45,8 +47,8 @@ rule variations_picture:
             "results/banks/{dataset}_{teacher}/variations.png",
             caption="../report/variations.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "variations"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "images"},
         ),
     log:
         "logs/variations_picture/{dataset}_{teacher}.log",
@@ -62,3 +64,30 @@ rule variations_picture:
         "Draw the variations of {wildcards.teacher} ({wildcards.dataset}) beside their parents"
     shell:
         "dfkd bank grid {input.bank:q} --parents {input.parents:q} -o {output.picture:q} > {log:q} 2>&1"
+
+
+rule variations_curves:
+    input:
+        history="results/banks/{dataset}_{teacher}/variations.history.csv",
+    output:
+        curves=report(
+            "results/banks/{dataset}_{teacher}/variations.curves.png",
+            caption="../report/variations_curves.rst",
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "curves"},
+        ),
+    log:
+        "logs/variations_curves/{dataset}_{teacher}.log",
+    benchmark:
+        "results/benchmarks/variations_curves/{dataset}_{teacher}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Draw the training of the diffusion model of {wildcards.teacher} ({wildcards.dataset})"
+    shell:
+        "dfkd plot curves {input.history:q} -o {output.curves:q} > {log:q} 2>&1"
