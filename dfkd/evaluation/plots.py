@@ -1,4 +1,4 @@
-"""Learning curves and confusion matrices as PNG files whose bytes depend on the figures alone."""
+"""Learning curves and confusion matrices as PNG files whose bytes depend on the figures alone; the style of all pictures."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "axes.prop_cycle": cycler(color=["#0b5394", "#cc4c02", "#3a7d44", "#7b3294", "#666666", "#b58900", "#00838f", "#ad1457"]),
 }
+COLOURS = {"teacher": "#0b5394", "student": "#cc4c02"}  # of the two networks, in every picture
 MOST_LABELLED = 20  # classes up to which a confusion matrix carries names and numbers
 
 
@@ -65,7 +66,7 @@ def plot_history(history: str | Path, output: str | Path, title: str = "") -> No
             panel.remove()
         if title:
             figure.suptitle(title)
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_panel(axes: Axes, columns: dict[str, list[float]], name: str, labels: dict[str, str], log: bool) -> None:
@@ -113,7 +114,7 @@ def plot_confusion(metrics: str | Path, output: str | Path) -> None:
         for axes in panels[1:]:
             axes.tick_params(left=False)
         figure.colorbar(image, ax=list(panels), shrink=0.8, label="% of the images of the class")
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_matrix(axes: Axes, matrix: list[list[int]], classes: list[str]) -> AxesImage:
@@ -136,7 +137,7 @@ def _draw_matrix(axes: Axes, matrix: list[list[int]], classes: list[str]) -> Axe
     return image
 
 
-def _save(figure: Figure, output: str | Path) -> None:
-    """As PNG without the library's version in it, so that equal figures are equal bytes."""
+def save_figure(figure: Figure, output: str | Path) -> None:
+    """Write a PNG without the library's version in it, so that equal figures are equal bytes."""
     with atomic_path(output) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
