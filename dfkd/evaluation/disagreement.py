@@ -46,12 +46,12 @@ def plot_disagreement(evaluated: Evaluated, output: str | Path) -> None:
     top = TITLE * len(title.splitlines()) + 2 * MARGIN
     columns, rows = min(COLUMNS, max(len(chosen), FEWEST_COLUMNS)), math.ceil(len(chosen) / COLUMNS)
     with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + top))
+        figure = Figure(figsize=(WIDTH * columns + MARGIN, HEIGHT * rows + top))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         for place, index in enumerate(chosen.tolist()):
             _draw_image(axes, evaluated, index, WIDTH * (place % COLUMNS), HEIGHT * (place // COLUMNS) + top)
-        axes.set_xlim(0, WIDTH * columns)
+        axes.set_xlim(0, WIDTH * columns + MARGIN)
         axes.set_ylim(HEIGHT * rows + top, 0)  # inches from the upper left corner
         axes.text(MARGIN, MARGIN, title, fontweight="bold", fontsize=9, va="top")
         save_figure(figure, output)

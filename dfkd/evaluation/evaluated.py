@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dfkd.datasets.info import DatasetInfo
+from dfkd.evaluation.checkpoints import Checkpoint
 from dfkd.runtime import Runtime, derive_seed
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A student, and its teacher if it has one, on a test split. The mappings hold `teacher` (if there is one) and `student`."""
+    """A student and, if it has one, its teacher on a test split. The mappings hold `teacher`, if any, and `student`."""
 
     info: DatasetInfo
     images: Tensor  # uint8 [N,C,H,W]
@@ -22,6 +24,16 @@ class Evaluated:
     models: dict[str, nn.Module]  # in eval mode, their parameters frozen, where `runtime` placed them
     logits: dict[str, Tensor]  # float32 [N,K] on the CPU
     runtime: Runtime
+
+    @classmethod
+    def of(
+        cls, networks: Mapping[str, Checkpoint], logits: Mapping[str, Tensor], images: Tensor, labels: Tensor, runtime: Runtime
+    ) -> Evaluated:
+        """Of checkpoints by role: `teacher`, if there is one, then `student`."""
+        names = {role: one.card.architecture for role, one in networks.items()}
+        models = {role: one.model for role, one in networks.items()}
+        own = {role: logits[role] for role in networks}
+        return cls(networks["student"].card.dataset, images, labels, names, models, own, runtime)
 
     @property
     def choices(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from dfkd.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = [f"{name}.png" for name in ("confusion", "disagreement", "reliability", "classes", "features", "boundary")]
 
 # `dfkd` of this checkout, whatever is installed.
 ENTRY = f"""#!{sys.executable}
@@ -28,18 +29,20 @@ if words[0] == "distill" and Path("fail").exists():
     sys.exit("dfkd: told to fail.")
 after = {{option: value for option, value in zip(words, words[1:])}}
 output = Path(after["-o"] if "-o" in after else words[2] + "/curves.png")
+if words[0] == "evaluate":
+    output /= "metrics.json"
 beside = {{
     "teacher": ["weights.json", "history.csv", "cost.json"],
     "init-bank": [output.stem + ".cost.json"],
     "augment": ["variations.cost.json"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
-    "evaluate": ["metrics.cost.json"],
-    "plot": ["confusion.png", "bank.png"],
+    "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
+    "plot": ["bank.png"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
-paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
+paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot") if option in after]
 for path in paths:
     path.write_text(" ".join(words))
 with open("calls.txt", "a") as calls:

@@ -205,6 +205,25 @@ def image_options(wildcards, input):
     return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
+# What `dfkd evaluate` draws of each run.
+EVALUATION_PICTURES = [
+    f"{name}.png"
+    for name in (
+        "confusion",
+        "disagreement",
+        "reliability",
+        "classes",
+        "features",
+        "boundary",
+    )
+]
+
+
+def bank_options(wildcards, input):
+    """`--bank` for each bank that the run started from, and for its own."""
+    return [word for bank in [*input.banks, input.bank] for word in ("--bank", bank)]
+
+
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 

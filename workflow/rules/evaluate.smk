@@ -4,10 +4,90 @@ rule evaluate:
         student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
         best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
         test="data/{dataset}.test.h5",
+        banks=method_banks,
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/predictions.h5",
+        confusion=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/confusion.png",
+            caption="../report/confusion.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "confusion matrices",
+            },
+        ),
+        disagreement=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/disagreement.png",
+            caption="../report/disagreement.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "disagreements",
+            },
+        ),
+        reliability=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/reliability.png",
+            caption="../report/reliability.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "reliability",
+            },
+        ),
+        classes=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/classes.png",
+            caption="../report/classes.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "accuracy by class",
+            },
+        ),
+        features=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/features.png",
+            caption="../report/features.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "t-SNE of features",
+            },
+        ),
+        boundary=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/boundary.png",
+            caption="../report/boundary.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "method": "{method}",
+                "seed": "{seed}",
+                "picture": "distance to the boundary",
+            },
+        ),
     log:
         "logs/evaluate/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
     benchmark:
@@ -22,19 +102,19 @@ rule evaluate:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
+        banks=bank_options,
     message:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"
     shell:
-        "dfkd evaluate --teacher {input.teacher:q} --student {input.student:q} --best {input.best:q} "
-        "--test {input.test:q} --settings {params.settings:q} -o {output.metrics:q} "
-        "--predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --teacher {input.teacher:q} --best {input.best:q} --test {input.test:q} "
+        "{params.banks:q} --settings {params.settings:q} -o {params.folder:q} > {log:q} 2>&1"
 
 
 rule run_pictures:
     input:
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
-        metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
         curves=report(
@@ -48,19 +128,6 @@ rule run_pictures:
                 "method": "{method}",
                 "seed": "{seed}",
                 "picture": "curves",
-            },
-        ),
-        confusion=report(
-            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "confusion matrices",
             },
         ),
         bank=report(
@@ -89,8 +156,7 @@ rule run_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves, confusion matrices and own bank of {wildcards.student} ({wildcards.dataset}), "
-        "seed {wildcards.seed}"
+        "Draw curves and own bank of {wildcards.student} ({wildcards.dataset}), seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
@@ -109,7 +175,7 @@ rule result:
         bank_costs=bank_costs,
         test="data/{dataset}.test.h5",
         bank_pictures=bank_pictures,
-        pictures=per_seed("curves.png", "confusion.png", "bank.png"),
+        pictures=per_seed("curves.png", "bank.png", *EVALUATION_PICTURES),
     output:
         result=report(
             "results/{method}/{dataset}_{teacher}_{student}.json",

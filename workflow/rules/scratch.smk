@@ -37,6 +37,78 @@ rule evaluate_scratch:
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/scratch/{dataset}_{student}/seed{seed}/predictions.h5",
+        confusion=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
+            caption="../report/confusion.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "confusion matrices",
+            },
+        ),
+        disagreement=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/disagreement.png",
+            caption="../report/disagreement.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "disagreements",
+            },
+        ),
+        reliability=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/reliability.png",
+            caption="../report/reliability.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "reliability",
+            },
+        ),
+        classes=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/classes.png",
+            caption="../report/classes.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "accuracy by class",
+            },
+        ),
+        features=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/features.png",
+            caption="../report/features.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "t-SNE of features",
+            },
+        ),
+        boundary=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/boundary.png",
+            caption="../report/boundary.rst",
+            category="Runs",
+            subcategory="{dataset}",
+            labels={
+                "student": "{student}",
+                "method": "scratch",
+                "seed": "{seed}",
+                "picture": "distance to the boundary",
+            },
+        ),
     log:
         "logs/evaluate_scratch/{dataset}_{student}_seed{seed}.log",
     benchmark:
@@ -51,17 +123,17 @@ rule evaluate_scratch:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "dfkd evaluate --student {input.student:q} --test {input.test:q} --settings {params.settings:q} "
-        "-o {output.metrics:q} --predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --test {input.test:q} --settings {params.settings:q} "
+        "-o {params.folder:q} > {log:q} 2>&1"
 
 
 rule scratch_pictures:
     input:
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
-        metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
     output:
         curves=report(
             "results/runs/scratch/{dataset}_{student}/seed{seed}/curves.png",
@@ -73,18 +145,6 @@ rule scratch_pictures:
                 "method": "scratch",
                 "seed": "{seed}",
                 "picture": "curves",
-            },
-        ),
-        confusion=report(
-            "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "student": "{student}",
-                "method": "scratch",
-                "seed": "{seed}",
-                "picture": "confusion matrix",
             },
         ),
     log:
@@ -100,7 +160,7 @@ rule scratch_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves and confusion matrix of {wildcards.student} from scratch, seed {wildcards.seed}"
+        "Draw the curves of {wildcards.student} from scratch, seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
@@ -111,7 +171,7 @@ rule result_scratch:
         costs=per_scratch_seed("cost.json"),
         evaluate_costs=per_scratch_seed("metrics.cost.json"),
         students=per_scratch_seed("student.safetensors"),
-        pictures=per_scratch_seed("curves.png", "confusion.png"),
+        pictures=per_scratch_seed("curves.png", *EVALUATION_PICTURES),
         test="data/{dataset}.test.h5",
     output:
         result=report(
