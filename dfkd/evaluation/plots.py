@@ -1,4 +1,4 @@
-"""Learning curves and confusion matrices as PNG files whose bytes depend on the figures alone."""
+"""Learning curves and confusion matrices as PNG files whose bytes depend on the figures alone; the style of all pictures."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "axes.prop_cycle": cycler(color=list(COLOURS)),
 }
+COLOURS = {"teacher": "#0b5394", "student": "#cc4c02"}  # of the two networks, in every picture
 MOST_LABELLED = 20  # classes up to which a confusion matrix carries names and numbers
 
 
@@ -51,7 +52,7 @@ def draw_history(columns: Columns, output: str | Path, title: str = "") -> None:
             figure.text(0.5, 0.5, "no figures: nothing was trained", ha="center", va="center", color="#666666")
         if title:
             figure.suptitle(title)
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_panel(axes: Axes, columns: Columns, panel: Panel, labels: dict[str, str]) -> None:
@@ -86,7 +87,7 @@ def plot_confusion(metrics: str | Path, output: str | Path) -> None:
         for axes in panels[1:]:
             axes.tick_params(left=False)
         figure.colorbar(image, ax=list(panels), shrink=0.8, label="% of the images of the class")
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_matrix(axes: Axes, matrix: list[list[int]], classes: list[str]) -> AxesImage:
@@ -109,7 +110,7 @@ def _draw_matrix(axes: Axes, matrix: list[list[int]], classes: list[str]) -> Axe
     return image
 
 
-def _save(figure: Figure, output: str | Path) -> None:
-    """As PNG without the library's version in it, so that equal figures are equal bytes."""
+def save_figure(figure: Figure, output: str | Path) -> None:
+    """Write a PNG without the library's version in it, so that equal figures are equal bytes."""
     with atomic_path(output) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

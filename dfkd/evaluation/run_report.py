@@ -15,6 +15,7 @@ from dfkd.errors import UserError
 from dfkd.evaluation.commands import Place, bank_command, place_of, target_command, weights_command
 from dfkd.evaluation.curves import Curves, charts_of, find_histories, heading_of
 from dfkd.evaluation.formats import MetricsFile, read_metrics
+from dfkd.evaluation.picture_names import EVALUATION_PICTURES
 from dfkd.evaluation.plots import draw_history
 from dfkd.evaluation.show import ROWS, duration, size
 from dfkd.files import read_json
@@ -191,9 +192,12 @@ def _run_pictures(folder: Path, place: Place | None) -> list[tuple[str, str, str
         found.append(
             ("What the run has synthesised so far", picture_uri(so_far), "The first images of its own bank, by class.")
         )
-    if (folder / "confusion.png").exists():
-        found.append(("Confusion matrices", picture_uri(folder / "confusion.png"), "On the test split."))
-    return found
+    drawn = [(title, folder / f"{name}.png") for name, title in EVALUATION_PICTURES.items()]
+    return found + [
+        (title[0].upper() + title[1:], picture_uri(path), "On the test split, last epoch.")
+        for title, path in drawn
+        if path.exists()
+    ]
 
 
 def _bank_so_far(folder: Path, place: Place) -> bytes | None:

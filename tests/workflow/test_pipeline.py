@@ -6,7 +6,7 @@ import shutil
 import jsonschema
 import pytest
 import yaml
-from workflow_tools import ENTRY, ROOT, Workflow
+from workflow_tools import ENTRY, PICTURES, ROOT, Workflow
 
 TARGET = "results/digits_wrn162_wrn161.json"
 BANK = "results/banks/digits_wrn162/init.lmdb"
@@ -78,7 +78,7 @@ def test_every_stage_left_its_files_and_no_checkpoint(finished):
         "data": ["digits.h5", "digits.test.h5"],
         "results/teachers/digits_wrn162": ["cost.json", "history.csv", "weights.json", "weights.safetensors"],
         "results/banks/digits_wrn162": ["filter.png", "init.lmdb", "init.png", "rejected.lmdb", "variations.lmdb"],
-        RUN: ["bank.lmdb", "bank.png", "best.safetensors", "confusion.png", "curves.png", "predictions.h5", "student.json"],
+        RUN: ["bank.lmdb", "bank.png", "best.safetensors", "curves.png", "predictions.h5", "student.json", *PICTURES],
     }
     for folder, wanted in names.items():
         assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dfkd.evaluation.picture_names import EVALUATION_PICTURES
 from dfkd.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = [f"{name}.png" for name in EVALUATION_PICTURES]
 
 # `dfkd` of this checkout, whatever is installed.
 ENTRY = f"""#!{sys.executable}
@@ -28,19 +30,21 @@ if words[0] == "distill" and Path("fail").exists():
     sys.exit("dfkd: told to fail.")
 after = {{option: value for option, value in zip(words, words[1:])}}
 output = Path(after["-o"] if "-o" in after else words[-1] + "/curves.png")
+if words[0] == "evaluate":
+    output /= "metrics.json"
 beside = {{
     "teacher": ["weights.json", "history.csv", "timing.csv", "cost.json"],
     "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
     "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
-    "evaluate": ["metrics.cost.json"],
-    "plot": ["confusion.png", "bank.png", "report.html", "summary.html"],
+    "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
+    "plot": ["bank.png", "report.html", "summary.html"],
     "report": ["report.html", "summary.html"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
-paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
+paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot") if option in after]
 for path in paths:
     path.write_text(" ".join(words))
 with open("calls.txt", "a") as calls:

@@ -205,6 +205,25 @@ def image_options(wildcards, input):
     return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
+def evaluation_pictures(folder, pair, method):
+    """Outputs of an evaluation: its pictures in a run's folder, each with its place in the report."""
+    return {
+        name: report(
+            f"{folder}/{name}.png",
+            caption=f"../report/{name}.rst",
+            category="Runs",
+            subcategory=pair,
+            labels={"method": method, "seed": "{seed}", "file": title},
+        )
+        for name, title in EVALUATION_PICTURES.items()
+    }
+
+
+def bank_options(wildcards, input):
+    """`--bank` for each bank that the run started from, and for its own."""
+    return [word for bank in [*input.banks, input.bank] for word in ("--bank", bank)]
+
+
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 

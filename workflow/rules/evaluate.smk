@@ -4,7 +4,14 @@ rule evaluate:
         student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
         best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
         test="data/{dataset}.test.h5",
+        banks=method_banks,
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
+        **evaluation_pictures(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}",
+            "{dataset}: {teacher} to {student}",
+            "{method}",
+        ),
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/predictions.h5",
@@ -22,13 +29,14 @@ rule evaluate:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
+        banks=bank_options,
     message:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"
     shell:
-        "dfkd evaluate --teacher {input.teacher:q} --student {input.student:q} --best {input.best:q} "
-        "--test {input.test:q} --settings {params.settings:q} -o {output.metrics:q} "
-        "--predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --teacher {input.teacher:q} --best {input.best:q} --test {input.test:q} "
+        "{params.banks:q} --settings {params.settings:q} -o {params.folder:q} > {log:q} 2>&1"
 
 
 rule run_pictures:
@@ -38,6 +46,10 @@ rule run_pictures:
         timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
+        pictures=expand(
+            "results/runs/{{method}}/{{dataset}}_{{teacher}}_{{student}}/seed{{seed}}/{name}.png",
+            name=EVALUATION_PICTURES,
+        ),
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
         summary=report(
@@ -54,17 +66,6 @@ rule run_pictures:
             category="Runs",
             subcategory="{dataset}: {teacher} to {student}",
             labels={"method": "{method}", "seed": "{seed}", "file": "curves"},
-        ),
-        confusion=report(
-            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}: {teacher} to {student}",
-            labels={
-                "method": "{method}",
-                "seed": "{seed}",
-                "file": "confusion matrices",
-            },
         ),
         bank=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.png",
@@ -86,7 +87,7 @@ rule run_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Report {wildcards.student} ({wildcards.dataset}) by {wildcards.method}: curves, confusion matrices, own bank, "
+        "Report {wildcards.student} ({wildcards.dataset}) by {wildcards.method}: curves, own bank, page, "
         "seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
@@ -106,7 +107,7 @@ rule result:
         bank_costs=bank_costs,
         test="data/{dataset}.test.h5",
         bank_pictures=bank_pictures,
-        pictures=per_seed("report.html", "curves.png", "confusion.png", "bank.png"),
+        pictures=per_seed("report.html", "curves.png", "bank.png"),
         teacher_report="results/teachers/{dataset}_{teacher}/report.html",
     output:
         result="results/{method}/{dataset}_{teacher}_{student}.json",

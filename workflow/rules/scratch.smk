@@ -35,6 +35,11 @@ rule evaluate_scratch:
         student="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
         test="data/{dataset}.test.h5",
     output:
+        **evaluation_pictures(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}",
+            "{dataset}: {student} from scratch",
+            "scratch",
+        ),
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/scratch/{dataset}_{student}/seed{seed}/predictions.h5",
@@ -52,11 +57,12 @@ rule evaluate_scratch:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "dfkd evaluate --student {input.student:q} --test {input.test:q} --settings {params.settings:q} "
-        "-o {output.metrics:q} --predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --test {input.test:q} --settings {params.settings:q} "
+        "-o {params.folder:q} > {log:q} 2>&1"
 
 
 rule scratch_pictures:
@@ -66,6 +72,10 @@ rule scratch_pictures:
         timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
+        pictures=expand(
+            "results/runs/scratch/{{dataset}}_{{student}}/seed{{seed}}/{name}.png",
+            name=EVALUATION_PICTURES,
+        ),
     output:
         summary=report(
             "results/runs/scratch/{dataset}_{student}/seed{seed}/summary.html",
@@ -82,13 +92,6 @@ rule scratch_pictures:
             subcategory="{dataset}: {student} from scratch",
             labels={"method": "scratch", "seed": "{seed}", "file": "curves"},
         ),
-        confusion=report(
-            "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}: {student} from scratch",
-            labels={"method": "scratch", "seed": "{seed}", "file": "confusion matrix"},
-        ),
     log:
         "logs/scratch_pictures/{dataset}_{student}_seed{seed}.log",
     benchmark:
@@ -102,7 +105,7 @@ rule scratch_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Report {wildcards.student} from scratch: curves and confusion matrix, seed {wildcards.seed}"
+        "Report {wildcards.student} from scratch: curves, page, seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
@@ -113,7 +116,7 @@ rule result_scratch:
         costs=per_scratch_seed("cost.json"),
         evaluate_costs=per_scratch_seed("metrics.cost.json"),
         students=per_scratch_seed("student.safetensors"),
-        pictures=per_scratch_seed("report.html", "curves.png", "confusion.png"),
+        pictures=per_scratch_seed("report.html", "curves.png"),
         test="data/{dataset}.test.h5",
     output:
         result="results/scratch/{dataset}_{student}.json",
