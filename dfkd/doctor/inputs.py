@@ -92,9 +92,8 @@ def wanted_weights(config: Config) -> dict[tuple[str, str | None], str]:
             continue
         settings = config.stage("distill", next(iter(config.datasets), ""), method=name)
         if isinstance(settings, NAYERSettings) and settings.embedding != "orthogonal":
-            wanted.setdefault(
-                (settings.clip, None), f"{name}; orthogonal vectors without" if settings.embedding == "auto" else name
-            )
+            alternative = " (orthogonal vectors without)" if settings.embedding == "auto" else ""
+            wanted.setdefault((settings.clip, None), name + alternative)
     return wanted
 
 
