@@ -113,7 +113,7 @@ rule result:
         page=report(
             "results/{method}/{dataset}_{teacher}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
             labels={
                 "teacher": "{teacher}",

@@ -120,7 +120,7 @@ rule result_scratch:
         page=report(
             "results/scratch/{dataset}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
             labels={
                 "teacher": "none",
