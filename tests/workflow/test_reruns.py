@@ -63,7 +63,7 @@ def test_nothing_below_the_teacher_takes_the_training_split(finished):
     assert {path.split("/")[2] for path in readers["teacher"]} == {"digits_wrn162", "cifar10_wrn402"}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
     assert {call.split()[0] for call in calls if training.search(call)} == {"prepare", "teacher"}
-    assert len(calls) == 2 * 15  # prepare … result and its page, picture and curves of each bank, reports of teacher and run
+    assert len(calls) == 2 * 14  # prepare … result, picture and curves of each bank, reports of teacher and run
 
 
 def test_a_method_without_banks_does_not_depend_on_their_settings(finished):

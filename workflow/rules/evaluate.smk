@@ -141,8 +141,8 @@ rule result:
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --teacher {wildcards.teacher:q} "
         "--student {wildcards.student:q} --method {wildcards.method:q} "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1; "
-        "dfkd show {output.result:q} -o {output.page:q} >> {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} "
+        "--page {output.page:q} > {log:q} 2>&1"
 
 
 rule default_result:
