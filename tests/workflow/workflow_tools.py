@@ -44,7 +44,8 @@ beside = {{
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
-paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot") if option in after]
+options = ("--test-output", "--rejected", "--plot", "--page")
+paths += [Path(after[option]) for option in options if option in after]
 for path in paths:
     path.write_text(" ".join(words))
 with open("calls.txt", "a") as calls:
