@@ -70,7 +70,7 @@ def test_verify_ends_with_an_error(banks):
         (("merge", "absent.lmdb", "-o", "x.lmdb"), r"absent\.lmdb: no such bank"),
         (("ls", "absent"), "absent: no such file or folder"),
         (("grid", "absent.lmdb", "-o", "x.png", "--order", "beast"), "--order beast: the nearest known: best"),
-        (("export", "absent.lmdb", "-o", "x", "--format", "parquet"), "--format parquet: known: folder"),
+        (("export", "absent.lmdb", "-o", "x", "--format", "hdf"), "--format hdf: the nearest known: hdf5"),
     ],
 )
 def test_bad_input_is_one_sentence(words, sentence):
