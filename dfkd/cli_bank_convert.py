@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dfkd.cli_options import AsJson, Bank, print_json
+from dfkd.cli_options import AsJson, Bank, BankTeacher, Device, print_json
 from dfkd.errors import UserError, nearest
 
 convert_app = typer.Typer()
@@ -65,6 +65,41 @@ def import_bank(
     from dfkd.bank.convert import import_bank as run
     from dfkd.models.weights import read_card
 
-    card = None if teacher is None else read_card(teacher)
-    meta = run(source, output, card and card.dataset, card and card.sha256)
+    if teacher is None:
+        meta = run(source, output, None, None)
+    else:
+        card = read_card(teacher)
+        meta = run(source, output, card.dataset, card.sha256)
     typer.echo(f"{output}: {meta.images} images, kind {meta.kind}")
+
+
+@convert_app.command()
+def prune(
+    bank: Bank,
+    where: Annotated[str, typer.Option(help="images for which this holds are left out, e.g. 'label != prediction'")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="the bank to write; the old one stays")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would go, class by class, and write nothing")] = False,
+    teacher: BankTeacher = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Write a bank without the images for which a condition holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dfkd.inspection.prune import prune_bank
+    from dfkd.runtime import Runtime
+
+    if (output is None) != dry_run:
+        raise UserError(f"{bank}: give either --output, the bank to write, or --dry-run.")
+    counts = prune_bank(bank, where, output, teacher, Runtime.create("reference", device))
+    if as_json:
+        print_json(counts)
+        return
+    if dry_run:
+        table = Table("class", "images", "would go", "would stay")
+        for name, of in counts["classes"].items():
+            table.add_row(name, *(f"{count:,}" for count in (of["images"], of["removed"], of["images"] - of["removed"])))
+        Console().print(table)
+    what = "would leave out" if dry_run else f"{output}: leaves out"
+    typer.echo(f"{what} {counts['removed']:,} of {counts['images']:,} images, {counts['kept']:,} stay")
