@@ -33,7 +33,7 @@ def _step(step: dict[str, Any]) -> Text:
     elif "images" in step:
         parts.append(f"{step['images']:,} images" + (f" in {step['bank']}.lmdb" if "bank" in step else ""))
     parts += [f"{key} {value}" for key, value in step.items() if key not in WORDS]
-    text = Text(f"{stage}: {', '.join(parts)}")
+    text = Text(": ".join([stage, *([", ".join(parts)] if parts else [])]))
     if "sha256" in step:
         text.append(f"  SHA-256 {str(step['sha256'])[:12]}…", style="dim")
     return text

@@ -43,7 +43,7 @@ def look_at(bank: str | Path, index: int, teacher: Path | None, runtime: Runtime
 
     `said` holds `index`, `label`, `class`, `parent` (index, or None), `parent_bank` (file name, or None), `scores` (the bank's
     own), `measured` (of the scores file beside the bank, or None), and `teacher` (or None): its `architecture`, and of the
-    image (`image`) and of its parent (`parent`, or None) the five most probable classes, then the label where it is none of them.
+    image (`image`) and of its parent (`parent`, or None) the five most probable classes, then the label if it is none of these.
 
     Raises:
         UserError: there is no such image, or `teacher` does not fit.
