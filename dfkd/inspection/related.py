@@ -1,7 +1,7 @@
 """Which files of a results folder belong to a bank: its teacher, the bank its parents lie in, the banks made from it.
 
 Files are recognised by what they say of themselves (SHA-256, kind, lineage), not by where they lie; the layout of the results
-only says where to look. Imports no torch but for the bank's reader.
+only says where to look. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd.bank.format import BankMeta
-from dfkd.bank.reader import BankReader
+from dfkd.bank.file import BankFile
+from dfkd.bank.meta import BankMeta
 from dfkd.errors import UserError
 
 LEVELS = 6  # folders upwards in which teachers are looked for
@@ -38,7 +38,7 @@ def _sha256(card: Path) -> str:
 def parent_bank(bank: str | Path) -> Path | None:
     """The bank beside `bank` that its parent ids point into; None if it has no parents or that bank is not there."""
     path = Path(bank)
-    meta = BankReader(path, allow_incomplete=True).meta
+    meta = BankFile(path, allow_incomplete=True).meta
     if meta.kind not in ("variations", "rejected") or not meta.lineage:
         return None
     made_from = meta.lineage[-1]
@@ -59,6 +59,6 @@ def _beside(path: Path) -> Iterator[tuple[Path, BankMeta]]:
         if other.name == path.name:
             continue
         try:
-            yield other, BankReader(other, allow_incomplete=True).meta
+            yield other, BankFile(other, allow_incomplete=True).meta
         except UserError:  # a damaged one is nobody's parent
             continue
