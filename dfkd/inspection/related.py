@@ -35,22 +35,27 @@ def _sha256(card: Path) -> str:
     return str(content.get("sha256", "")) if isinstance(content, dict) else ""
 
 
+def is_made_from(meta: BankMeta, other: BankMeta) -> bool:
+    """Whether the parent ids of a bank point into the other one, according to its lineage."""
+    if meta.kind not in ("variations", "rejected") or not meta.lineage or other.kind != "init":
+        return False
+    made_from = meta.lineage[-1]
+    same_size = (other.stage, other.images) == (made_from.get("stage"), made_from.get("images"))
+    return same_size and other.teacher_sha256 == meta.teacher_sha256
+
+
 def parent_bank(bank: str | Path) -> Path | None:
     """The bank beside `bank` that its parent ids point into; None if it has no parents or that bank is not there."""
     path = Path(bank)
     meta = BankFile(path, allow_incomplete=True).meta
-    if meta.kind not in ("variations", "rejected") or not meta.lineage:
-        return None
-    made_from = meta.lineage[-1]
-    for other, found in _beside(path):
-        if (found.stage, found.images) == (made_from["stage"], made_from["images"]) and found.kind == "init":
-            return other if found.teacher_sha256 == meta.teacher_sha256 else None
-    return None
+    return next((other for other, found in _beside(path) if is_made_from(meta, found)), None)
 
 
 def child_banks(bank: str | Path) -> list[Path]:
     """The banks beside `bank` whose parent ids point into it: variations, and those that the filter dropped."""
-    return [other for other, _ in _beside(Path(bank)) if parent_bank(other) == Path(bank)]
+    path = Path(bank)
+    meta = BankFile(path, allow_incomplete=True).meta
+    return [other for other, found in _beside(path) if is_made_from(found, meta)]
 
 
 def _beside(path: Path) -> Iterator[tuple[Path, BankMeta]]:
