@@ -69,18 +69,23 @@ function decode(buffer) {
   return { ...head, pixels: new Uint8Array(buffer, 4 + length) };
 }
 
-// Draw image `place` of a frame onto a canvas, pixel for pixel; CSS enlarges it.
-export function paint(canvas, found, place) {
+// Draw images of a frame onto a canvas, pixel for pixel, `columns` beside each other; CSS enlarges it.
+export function paint(canvas, found, places, columns = 1) {
   const [channels, height, width] = found.shape;
-  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-  const area = height * width;
-  const picture = new ImageData(width, height);
+  const picture = new ImageData(width * columns, height * Math.ceil(places.length / columns));
   const target = new Uint32Array(picture.data.buffer);
-  const start = place * channels * area;
+  const area = height * width;
   const [green, blue] = channels === 1 ? [0, 0] : [area, 2 * area];
   const source = found.pixels;
-  for (let i = 0, at = start; i < area; i++, at++) {
-    target[i] = 0xff000000 | (source[at + blue] << 16) | (source[at + green] << 8) | source[at];
-  }
+  places.forEach((place, number) => {
+    let at = place * channels * area;
+    let to = (Math.floor(number / columns) * height * columns + (number % columns)) * width;
+    for (let row = 0; row < height; row++, to += width * (columns - 1)) {
+      for (let column = 0; column < width; column++, at++, to++) {
+        target[to] = 0xff000000 | (source[at + blue] << 16) | (source[at + green] << 8) | source[at];
+      }
+    }
+  });
+  if (canvas.width !== picture.width || canvas.height !== picture.height) [canvas.width, canvas.height] = [picture.width, picture.height];
   canvas.getContext("2d", { willReadFrequently: true }).putImageData(picture, 0, 0);
 }

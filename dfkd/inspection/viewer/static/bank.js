@@ -1,6 +1,7 @@
 // A bank, page by page: condition, order, classes, size; its facts at the side.
 
 import { ask, frame, renew } from "./api.js";
+import { chip } from "./banks.js";
 import { fill, h, repeat } from "./dom.js";
 import { described, makeGrid } from "./grid.js";
 import { makePager } from "./pager.js";
@@ -15,6 +16,7 @@ export default function bank(main) {
   let info = null;
   let library = null;
   let asked = 0; // the last question: answers to earlier ones come too late
+  let beside = ""; // what the side shows
   let turned = null; // when the page was asked for, and where the focus goes
   const grid = makeGrid({
     label: "Images of the bank",
@@ -28,11 +30,12 @@ export default function bank(main) {
   const sort = sortField(value => go({ sort: value === "index" ? null : value, page: null, image: null }));
   const size = sizeField(zoom => go({ zoom }, { replace: true }));
   const status = h("div", { class: "status", "aria-hidden": "true" });
+  const path = h("span", { class: "path" });
   const empty = h("p", { class: "empty", hidden: true });
   const aside = h("aside", { class: "side", "aria-label": "About this bank" });
   main.append(
     h("div", { class: "toolbar" }, picker, condition.element, sort.element, size.element),
-    h("div", { class: "below" }, condition.fault, pager.element),
+    h("div", { class: "below" }, condition.fault, path, pager.element),
     h("div", { class: "columns" }, aside, h("section", { class: "images" }, grid.element, empty, status)));
 
   function turnTo(page, focus = "keep") {
@@ -79,8 +82,10 @@ export default function bank(main) {
       if (page < last) idle(() => mine === asked && frame("page", question(state, page + 1)).catch(() => {}));
     }
     const edge = info.shape[1];
+    condition.suggest(info);
     sort.show(info.columns, state.get("sort") ?? "index");
     size.show(edge, sizeOf(state, edge));
+    fill(path, info.name, " ", chip(info.kind, info.kind), info.growing ? [" ", chip("growing", "live")] : null);
     drawSide(state);
     if (before?.name !== info.name || !library) drawPicker();
   }
@@ -105,10 +110,13 @@ export default function bank(main) {
     empty.hidden = !text;
     empty.textContent = text;
     grid.element.hidden = Boolean(text);
-    fill(status);
+    fill(status, text ? null : "Point at an image, or go to it with the keys, to read its scores here; red: the teacher sees another class.");
   }
 
   function drawSide(state) {
+    const now = JSON.stringify([info.version, info.job?.state, state.get("class"), state.get("sort")]);
+    if (now === beside) return;
+    beside = now;
     fill(aside, side(info, {
       chosen: classesOf(state),
       sort: state.get("sort") ?? "index",

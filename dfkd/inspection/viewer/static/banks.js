@@ -35,7 +35,7 @@ export default function banks(main) {
       const pictures = await frame("thumbs", { bank: place.dataset.bank });
       fill(place, pictures.columns.index.map((_, number) => {
         const canvas = h("canvas", { width: 1, height: 1 });
-        paint(canvas, pictures, number);
+        paint(canvas, pictures, [number]);
         return canvas;
       }));
     } catch (error) {

@@ -19,7 +19,7 @@ function look(layout) {
   return {
     font: { family: "system-ui, sans-serif", size: 12, color: style("--text") },
     paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-    margin: { l: 46, r: 12, t: 34, b: 40 }, hoverlabel: { bgcolor: style("--raised"), font: { color: style("--text") } },
+    margin: { l: 46, r: 12, t: 8, b: 40 }, modebar: { bgcolor: "transparent", color: style("--soft"), activecolor: style("--accent") }, hoverlabel: { bgcolor: style("--raised"), font: { color: style("--text") } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, ...layout, ...axes,
   };
 }

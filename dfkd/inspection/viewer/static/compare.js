@@ -72,6 +72,7 @@ export default function compare(main) {
     }
     drawHistogram(state);
     const edge = Math.max(infos[0].shape[1], infos[1].shape[1]);
+    condition.suggest(infos[0]);
     sort.show(infos[0].columns.filter(name => infos[1].columns.includes(name)), state.get("sort") ?? "index");
     size.show(edge, sizeOf(state, edge));
     condition.input.value = state.get("where") ?? "";
@@ -82,11 +83,13 @@ export default function compare(main) {
   }
 
   function chosen(state) {
-    const names = usable(library).map(bank => bank.name);
-    const a = state.get("a") ?? names[0] ?? "";
+    const banks = usable(library);
+    const a = state.get("a") ?? banks[0]?.name ?? "";
     const folder = name => name.split("/").slice(0, -1).join("/");
-    const beside = names.find(name => name !== a && folder(name) === folder(a));
-    return [a, state.get("b") ?? beside ?? names.find(name => name !== a) ?? ""];
+    const others = banks.filter(bank => bank.name !== a);
+    const beside = others.filter(bank => folder(bank.name) === folder(a));
+    const best = beside.find(bank => bank.kind === "variations") ?? beside[0] ?? others[0];
+    return [a, state.get("b") ?? best?.name ?? ""];
   }
 
   async function drawSide(state, name, place, mine) {

@@ -24,6 +24,7 @@ function build() {
   parts.family = h("section", { class: "family", "aria-label": "Family" });
   parts.neighbours = h("section", { class: "neighbours", "aria-label": "Nearest neighbours" });
   dialog.setAttribute("aria-labelledby", "image-title");
+  dialog.tabIndex = -1;
   fill(dialog,
     h("header", {}, parts.back, parts.on, parts.title, close),
     h("div", { class: "one" }, h("div", {}, parts.picture, parts.facts), parts.answers,
@@ -62,7 +63,10 @@ export async function showImage(state, behind) {
   if (!parts.title) build();
   const bank = state.get("of") ?? view.bank?.(state) ?? state.get("bank");
   const index = Number(state.get("image"));
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    dialog.showModal();
+    dialog.focus(); // not on the first button, so that the arrow keys are seen to work
+  }
   if (place?.[0] === bank && place[1] === index && place[2] === state.get("student") && place[3] === state.get("within")) return;
   const same = place?.[0] === bank && place[1] === index;
   place = [bank, index, state.get("student"), state.get("within")];
@@ -117,7 +121,7 @@ async function drawAnswers(info, image, state, late) {
     ? h("select", { "aria-label": "Student", onchange: event => go({ student: event.target.value }, { replace: true }) },
       info.students.map(network => h("option", { value: network.name, selected: network.name === student }, studentName(network))))
     : h("span", { class: "hint" }, "no student of this teacher below this folder");
-  const body = h("div", { class: "bars" }, h("p", { class: "hint", role: "status" }, "Asking the networks …"));
+  const body = h("div", { class: "bars" }, h("p", { class: "hint", role: "status" }, "Asking the networks, the first time for some seconds …"));
   const former = parts.answers.querySelector(".bars table");
   if (former) fill(body, former); // the figures of the image before stay until the new ones are there
   body.classList.toggle("stale", Boolean(former));
@@ -139,7 +143,7 @@ async function drawFamily(info, image, late) {
   if (late()) return;
   const line = found => at => {
     const cosine = found.columns.cosine?.[at];
-    return cosine === undefined ? info.classes[found.columns.label[at]] : number(cosine, 3);
+    return cosine === undefined ? info.classes[found.columns.label[at]] : `cosine ${cosine.toFixed(2)}`;
   };
   const empty = ["variations", "rejected", "init"].includes(info.kind)
     ? "Neither a parent nor variations of this image are in the banks beside this one."
@@ -167,7 +171,7 @@ async function drawNeighbours(info, state, index, late) {
     const found = await frame("neighbours", { bank: info.name, index, within, count: 12 });
     if (late()) return;
     fill(parts.neighbours, heading, picker,
-      strip(found, info.classes, { onOpen: open(within), lines: at => number(found.cosines[at], 3) }));
+      strip(found, info.classes, { onOpen: open(within), lines: at => found.cosines[at].toFixed(3) }));
   } catch (error) {
     if (!late()) fill(parts.neighbours, heading, picker, h("p", { class: "fault" }, error.message));
   }

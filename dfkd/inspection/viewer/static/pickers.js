@@ -1,6 +1,6 @@
 // Fields that several views share: a bank, a condition, an order, a size.
 
-import { debounced, h } from "./dom.js";
+import { debounced, h, number } from "./dom.js";
 import { sizes, usualSize } from "./grid.js";
 
 export const usable = library => library.banks.filter(bank => bank.state !== "broken");
@@ -19,8 +19,7 @@ export function pickBank(library, chosen, onPick, { label = "Bank", only = () =>
 // A condition is applied with Enter or when the field is left; what is wrong with it stands below.
 export function conditionField(onApply) {
   const input = h("input", {
-    type: "text", spellcheck: "false", autocomplete: "off", placeholder: "label == prediction and confidence < 0.5",
-    "aria-label": "Condition on images", "aria-describedby": "condition-fault",
+    type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "Condition on images", "aria-describedby": "condition-fault",
   });
   const fault = h("span", { class: "fault", id: "condition-fault", role: "alert" });
   const clear = h("button", { type: "button", class: "quiet", title: "all images", "aria-label": "Clear the condition" }, "✕");
@@ -32,7 +31,13 @@ export function conditionField(onApply) {
   });
   const element = h("div", { class: "field condition" }, h("span", {}, "Images where ", h("kbd", {}, "/")),
     h("span", { class: "joined" }, input, clear));
-  return { element, input, fault };
+  // An example that can be typed as it stands.
+  function suggest(info) {
+    const name = /^[A-Za-z_]\w*$|^\d+$/.test(info.classes[0]) ? info.classes[0] : `'${info.classes[0]}'`;
+    const score = Object.keys(info.ranges)[0];
+    input.placeholder = `label == ${name}${score ? ` and ${score} < ${number(info.ranges[score].mean, 2)}` : ""}`;
+  }
+  return { element, input, fault, suggest };
 }
 
 export function sortField(onPick) {

@@ -65,15 +65,14 @@ export default function runs(main) {
     if (text === drawn) return;
     drawn = text;
     fill(heading, found.map((run, place) => described(run, place)));
-    await Promise.all([drawQuality(found), drawColumn(found)]);
-    await drawNewest(found[0], mine);
+    await Promise.all([drawNewest(found[0], mine), drawQuality(found), drawColumn(found)]);
   }
 
   function described(run, place) {
     const figures = [["epoch", run.last.epoch], ["Acc@1", run.last.acc1], ["Agree@1", run.last.agree1]]
       .filter(([, value]) => value !== undefined)
       .map(([name, value]) => h("span", { class: "big" }, h("small", {}, name), name === "epoch" ? number(value) : `${value.toFixed(2)} %`));
-    return h("div", { class: "run", style: { "--tone": colour(place) } },
+    return h("div", { class: "followed", style: { "--tone": colour(place) } },
       h("h2", {}, run.name, " ", chips(run)), h("div", { class: "figures" }, figures),
       run.note ? h("p", { class: "fault" }, run.note) : null,
       !figures.length && !run.note ? h("p", { class: "hint" }, "No epoch has ended yet.") : null);
@@ -95,7 +94,9 @@ export default function runs(main) {
       name: `${name === "acc1" ? "Acc@1" : "Agree@1"}${many ? ` ${run.name.split("/").slice(-3).join("/")}` : ""}`,
       line: { color: many ? colour(place) : colour(ON_TEST.indexOf(name)), width: 2, dash: many && name === "agree1" ? "dot" : "solid" },
     })));
-    return chart(quality, traces, { xaxis: { title: { text: counter(found[0]) } }, showlegend: true });
+    return chart(quality, traces, {
+      xaxis: { title: { text: many ? `${counter(found[0])} (Acc@1 drawn through, Agree@1 dotted)` : counter(found[0]) } }, showlegend: !many,
+    });
   }
 
   function drawColumn(found) {
@@ -104,7 +105,7 @@ export default function runs(main) {
     fill(column, names.map(other => h("option", { value: other, selected: other === name }, other)));
     column.hidden = !name;
     const traces = name ? found.filter(run => run.rows[name]).map((run, place) => line(run, place, name, { name: run.name.split("/").slice(-3).join("/") })) : [];
-    return chart(losses, traces, { xaxis: { title: { text: counter(found[0]) } }, showlegend: found.length > 1 });
+    return chart(losses, traces, { xaxis: { title: { text: counter(found[0]) } }, showlegend: false });
   }
 
   async function drawNewest(run, mine) {

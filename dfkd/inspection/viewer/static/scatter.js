@@ -8,6 +8,7 @@ import { measuring } from "./side.js";
 import { go } from "./state.js";
 
 const SYMBOLS = ["circle", "diamond-open", "cross", "square-open", "triangle-up", "x", "star", "circle-open"];
+const MARKS = ["●", "◇", "✚", "□", "▲", "✕", "★", "○"];
 
 export default function scatter(main) {
   let asked = 0;
@@ -19,8 +20,9 @@ export default function scatter(main) {
   const canvas = h("canvas", { width: 1, height: 1, class: "large", "aria-hidden": "true" });
   const words = h("div", { class: "hint" }, "Point at a mark to see its image; a click opens it.");
   const note = h("div", { class: "over", role: "status" });
+  const legend = h("p", { class: "hint" });
   main.append(h("div", { class: "heading" }, h("h1", {}, "Features in the plane")), tools,
-    h("div", { class: "plane-and-image" }, h("div", { class: "framed" }, plane, note), h("aside", { class: "side" }, canvas, words)));
+    h("div", { class: "plane-and-image" }, h("div", { class: "framed" }, plane, note, legend), h("aside", { class: "side" }, canvas, words)));
 
   async function update(state) {
     const mine = ++asked;
@@ -87,6 +89,7 @@ export default function scatter(main) {
     drawn = "";
     points = null;
     plane.classList.add("faded");
+    fill(legend);
   }
 
   async function draw(by) {
@@ -109,7 +112,7 @@ export default function scatter(main) {
     }));
     const bare = { showticklabels: false, ticks: "", zeroline: false, title: { text: "" } };
     await chart(plane, traces, {
-      xaxis: bare, yaxis: { ...bare, scaleanchor: "x" }, margin: { l: 10, r: 10, t: 30, b: 10 }, hovermode: "closest", dragmode: "pan",
+      xaxis: bare, yaxis: { ...bare, scaleanchor: "x" }, margin: { l: 10, r: 10, t: 8, b: 10 }, hovermode: "closest", dragmode: "pan",
     });
     plane.removeAllListeners("plotly_hover");
     plane.removeAllListeners("plotly_click");
@@ -120,8 +123,10 @@ export default function scatter(main) {
     });
     const shown = points.index.length;
     const variance = points.explained === null ? "" : ` The plane holds ${(100 * points.explained).toFixed(0)} % of the variance.`;
-    fill(note, h("p", { class: "hint" }, (shown < points.of ? `${number(shown)} of ${number(points.of)} images, the same share of every class.`
-      : `${number(shown)} images.`) + variance));
+    const marks = points.banks.map((name, place) => `${MARKS[place % MARKS.length]} ${name.split("/").slice(-2).join("/")}`);
+    fill(note);
+    fill(legend, (shown < points.of ? `${number(shown)} of ${number(points.of)} images, the same share of every class.`
+      : `${number(shown)} images.`) + variance, marks.length > 1 ? ` ${marks.join("   ")}` : "");
   }
 
   let looked = 0;
@@ -130,7 +135,7 @@ export default function scatter(main) {
     const bank = points.banks[points.bank[place]];
     const found = await frame("images", { bank, index: points.index[place] }).catch(() => null);
     if (!found || mine !== looked) return;
-    paint(canvas, found, 0);
+    paint(canvas, found, [0]);
     const facts = [bank, `image ${number(points.index[place])}`, `label ${points.classes[points.label[place]]}`,
       `prediction ${points.classes[points.prediction[place]]}`];
     fill(words, facts.map(text => h("div", {}, text)));
