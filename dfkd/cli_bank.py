@@ -180,4 +180,20 @@ def score(
     typer.echo(f"{target}: {len(scores)} images, {', '.join(scores.columns)}")
 
 
+@bank_app.command()
+def browse(
+    folder: Annotated[Path, typer.Argument(help="where the banks and runs are")] = Path("results"),
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than this machine see what is on 0.0.0.0")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the next free one if it is taken; 0: any")] = 8765,
+    no_open: Annotated[bool, typer.Option("--no-open", help="print the address, open no browser")] = False,
+    device: Device = "auto",
+) -> None:
+    """Look through banks and runs in the browser; nothing below the folder is written."""
+    from dfkd.inspection.viewer.serve import browse as serve
+
+    serve(folder, host, port, not no_open, device, typer.echo)
+
+
 bank_app.add_typer(convert_app)

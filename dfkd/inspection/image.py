@@ -20,7 +20,7 @@ from dfkd.bank.terminal import bar, fitting_scale, half_blocks, shades
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.inspection.related import find_teacher, parent_bank
-from dfkd.inspection.scores import MEASURED, kept_scores
+from dfkd.inspection.scores import MEASURED, fitting_scores
 from dfkd.models.weights import load_model
 from dfkd.runtime import Runtime
 
@@ -56,7 +56,7 @@ def look_at(bank: str | Path, index: int, teacher: Path | None, runtime: Runtime
     label, of_parent = int(columns.labels[index]), int(columns.parents[index])
     origin = parent_bank(reader.path) if of_parent >= 0 else None
     parent = BankReader(origin, allow_incomplete=True).images([of_parent])[0] if origin else None
-    kept = kept_scores(reader, reader.meta.teacher_sha256)
+    kept = fitting_scores(reader, reader.meta.teacher_sha256)
     said: dict[str, Any] = {
         "index": index,
         "label": label,

@@ -10,7 +10,7 @@ import numpy as np
 from dfkd.bank.pixels import first_copies, is_constant, pixel_hashes, value_counts
 from dfkd.bank.reader import BankReader
 from dfkd.inspection.related import find_teacher
-from dfkd.inspection.scores import BankScores, kept_scores, scores_of
+from dfkd.inspection.scores import BankScores, fitting_scores, scores_of
 from dfkd.runtime import Runtime
 
 
@@ -76,7 +76,7 @@ def _pixels(reader: BankReader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _scores(reader: BankReader, teacher: Path | None, runtime: Runtime) -> BankScores | None:
     sha256 = reader.meta.teacher_sha256
     if not len(reader) or (
-        teacher is None and kept_scores(reader, sha256) is None and find_teacher(reader.path, sha256) is None
+        teacher is None and fitting_scores(reader, sha256) is None and find_teacher(reader.path, sha256) is None
     ):
         return None
     return scores_of(reader.path, teacher, runtime)
