@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "dfkd bank scores 1"
 CHUNK_ROWS = 4096
+TOP = 5  # answers that are kept of each image
 
 # Columns that are measured, one number an image; a bank's own scores keep their names beside them.
 MEASURED = {
@@ -56,6 +57,8 @@ class BankScores:
         columns: [N] each: `label`, `parent` (-1: none), the bank's own scores, and those of `MEASURED`
             (`bn_distance` only of a teacher with BatchNorm layers).
         features: float16 [N,D], the teacher's penultimate features.
+        top_classes: int16 [N,k], the classes that the teacher finds likeliest, the likeliest first; k = min(5, classes).
+        top_probabilities: float32 [N,k], their probabilities.
         class_bn_distance: float64 [K], R_bn of all images of a class as one batch; NaN without images or BatchNorm.
         all_bn_distance: R_bn of the whole bank as one batch; NaN likewise.
         teacher: architecture of the teacher.
@@ -65,6 +68,8 @@ class BankScores:
 
     columns: dict[str, np.ndarray]
     features: np.ndarray
+    top_classes: np.ndarray
+    top_probabilities: np.ndarray
     class_bn_distance: np.ndarray
     all_bn_distance: float
     teacher: str
@@ -138,6 +143,7 @@ def measure(
     info, classes = reader.meta.dataset, len(reader.meta.dataset.classes)
     found: dict[str, list[np.ndarray]] = {}
     features: list[np.ndarray] = []
+    top: list[tuple[Tensor, Tensor]] = []  # probabilities, classes
     hashes: list[bytes] = []
     with _Moments(model, classes) as moments, progress("score images", reader.meta.blocks) as steps:
         for block in reader.blocks():
@@ -148,7 +154,10 @@ def measure(
                 moments.labels = labels.to(runtime.device)
                 with runtime.autocast():
                     logits, maps = model(runtime.images(unit), return_features=True)
-                for name, values in {**_answers(logits, labels), **moments.taken(), **_pixels(images)}.items():
+                log_p = logits.float().log_softmax(1).cpu()
+                likeliest = log_p.sort(dim=1, descending=True, stable=True)  # of equal ones the first
+                top.append((likeliest.values[:, :TOP].exp(), likeliest.indices[:, :TOP]))
+                for name, values in {**_answers(log_p, labels), **moments.taken(), **_pixels(images)}.items():
                     parts.setdefault(name, []).append(values.cpu())
                 features.append(maps[-1].flatten(1).float().clamp(-65504, 65504).cpu().numpy().astype(np.float16))
             parents = block.parents if block.parents is not None else torch.full_like(block.labels, -1)
@@ -165,12 +174,14 @@ def measure(
     columns["duplicate_of"] = _duplicates(hashes)
     of_class, of_all = moments.distances()
     everything = np.concatenate(features) if features else np.zeros((0, 0), np.float16)
+    nothing = torch.zeros(0, min(TOP, classes))
+    probabilities = torch.cat([nothing, *(values for values, _ in top)]).numpy()
+    answers = torch.cat([nothing, *(indices for _, indices in top)]).numpy().astype(np.int16)
     digest = published_digest(reader.path) if reader.meta.status == "complete" else None
-    return BankScores(columns, everything, of_class, of_all, architecture, sha256, digest)
+    return BankScores(columns, everything, answers, probabilities, of_class, of_all, architecture, sha256, digest)
 
 
-def _answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    log_p = logits.float().log_softmax(1).cpu()
+def _answers(log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
     best = log_p.max(1)
     return {
         "prediction": best.indices,
@@ -271,7 +282,8 @@ def write_scores(path: str | Path, scores: BankScores) -> None:
         file.attrs.update({"teacher_sha256": scores.teacher_sha256, "all_bn_distance": scores.all_bn_distance})
         file.attrs["columns"] = json.dumps(list(scores.columns))
         arrays: dict[str, Any] = {f"columns/{name}": values for name, values in scores.columns.items()}
-        arrays |= {"features": scores.features, "class_bn_distance": scores.class_bn_distance}
+        for name in ("features", "top_classes", "top_probabilities", "class_bn_distance"):
+            arrays[name] = getattr(scores, name)
         for name, values in arrays.items():
             chunks = (min(CHUNK_ROWS, len(values)), *values.shape[1:]) if values.size else None
             file.create_dataset(name, data=values, chunks=chunks, track_times=False)
@@ -287,6 +299,8 @@ def read_scores(path: str | Path) -> BankScores:
             return BankScores(
                 columns,
                 file["features"][()],
+                file["top_classes"][()],
+                file["top_probabilities"][()],
                 file["class_bn_distance"][()],
                 float(file.attrs["all_bn_distance"]),
                 str(file.attrs["teacher"]),
