@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dfkd.cli_options import Device
 from dfkd.config import (
     STAGES,
     check_dataset,
@@ -56,7 +57,6 @@ app.add_typer(plot_app, name="plot")
 
 SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: change one setting (repeatable)")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
 TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
 TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]

@@ -1,8 +1,7 @@
-"""`dfkd bank …`: look into image banks, check, gather and convert them."""
+"""`dfkd bank …`: look into image banks. What checks, gathers and converts them is in `dfkd.cli_bank_convert`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dfkd.cli_bank_convert import convert_app
+from dfkd.cli_options import AsJson, Bank, BankTeacher, Device, print_json
 from dfkd.errors import UserError, nearest
 
 bank_app = typer.Typer(help="Look into image banks, check, gather and convert them.", no_args_is_help=True)
-
-Bank = Annotated[Path, typer.Argument(help="the bank, a .lmdb file", metavar="BANK")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @bank_app.command()
@@ -25,7 +23,7 @@ def info(bank: Bank, as_json: AsJson = False) -> None:
 
     summary = summarise(bank)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         Console().print(summary_table(summary))
 
@@ -55,7 +53,7 @@ def ls(
                 | {"teacher_sha256": meta.teacher_sha256}
             )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table("bank", "kind", "data set", "images", "bytes", "teacher", "status")
     for row in rows:
@@ -93,37 +91,11 @@ def grid(
 
 
 @bank_app.command()
-def merge(
-    shards: Annotated[list[Path], typer.Argument(help="every shard of one bank, in any order", metavar="SHARD...")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="the bank to write")],
-) -> None:
-    """Gather the shards of one bank: the same bytes as if one job had made it."""
-    from dfkd.bank.merge import merge_banks
-
-    meta = merge_banks(shards, output)
-    typer.echo(f"{output}: {meta.images} images in {meta.blocks} blocks")
-
-
-@bank_app.command()
-def verify(bank: Bank, as_json: AsJson = False) -> None:
-    """Check every byte of a bank; status 2 when any differs from what was published."""
-    from dfkd.bank.verify import verify_bank
-
-    faults = verify_bank(bank)
-    if as_json:
-        _print_json({"path": str(bank), "faults": faults})
-    elif not faults:
-        typer.echo(f"{bank}: every byte is as it was published")
-    if faults:
-        raise UserError(f"{bank}: damaged or incomplete ({'; '.join(faults)}); copy or make the bank again.")
-
-
-@bank_app.command()
 def score(
     bank: Bank,
-    teacher: Annotated[Path | None, typer.Option(help="teacher weights; by default those the bank was made with")] = None,
+    teacher: BankTeacher = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="by default NAME.scores.h5 beside the bank")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure what the teacher says of every image: kept beside the bank for stats, pages and the viewer."""
     from dfkd.inspection.scores import scores_file, scores_of, write_scores
@@ -137,33 +109,4 @@ def score(
     typer.echo(f"{target}: {len(scores)} images, {', '.join(scores.columns)}")
 
 
-@bank_app.command("export")
-def export_bank(
-    bank: Bank,
-    output: Annotated[Path, typer.Option("-o", "--output", help="a new folder")],
-    kind: Annotated[str, typer.Option("--format", help="folder: <label>/<index>.png and images.csv")] = "folder",
-) -> None:
-    """Write the images of a bank as files."""
-    from dfkd.bank.folder import export_folder
-
-    if kind != "folder":
-        raise UserError(f"--format {kind}: {nearest(kind, ('folder',))}.")
-    typer.echo(f"{output}: {export_folder(bank, output)} images")
-
-
-@bank_app.command("import")
-def import_bank(
-    folder: Annotated[Path, typer.Argument(help="a folder of <label or class name>/*.png")],
-    teacher: Annotated[Path, typer.Option(help="the teacher's weights: they give data set, classes and image size")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="the bank to write")],
-) -> None:
-    """Make a bank of a folder of images."""
-    from dfkd.bank.folder import import_folder
-    from dfkd.models.weights import read_card
-
-    card = read_card(teacher)
-    typer.echo(f"{output}: {import_folder(folder, output, card.dataset, card.sha256)} images")
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+bank_app.add_typer(convert_app)
