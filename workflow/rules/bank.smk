@@ -50,10 +50,18 @@ rule init_bank:
         "dfkd bank merge {input.shards:q} -o {output.bank:q} > {log:q} 2>&1"
 
 
-rule init_picture:
+rule init_page:
     input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
     output:
+        page=report(
+            "results/banks/{dataset}_{teacher}/init.html",
+            caption="../report/init_page.rst",
+            category="Image banks",
+            subcategory="{dataset}",
+            labels={"teacher": "{teacher}", "bank": "init: page"},
+        ),
         picture=report(
             "results/banks/{dataset}_{teacher}/init.png",
             caption="../report/init.rst",
@@ -61,17 +69,19 @@ rule init_picture:
             subcategory="{dataset}",
             labels={"teacher": "{teacher}", "bank": "init"},
         ),
+        scores="results/banks/{dataset}_{teacher}/init.scores.h5",
     log:
-        "logs/init_picture/{dataset}_{teacher}.log",
+        "logs/init_page/{dataset}_{teacher}.log",
     benchmark:
-        "results/benchmarks/init_picture/{dataset}_{teacher}.tsv"
+        "results/benchmarks/init_page/{dataset}_{teacher}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=4000,
+        runtime=120,
     message:
-        "Draw the init bank of {wildcards.teacher} ({wildcards.dataset})"
+        "Score the init bank of {wildcards.teacher} ({wildcards.dataset}) and write its page"
     shell:
-        "dfkd bank grid {input.bank:q} -o {output.picture:q} > {log:q} 2>&1"
+        "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
+        "--grid {output.picture:q} --scores > {log:q} 2>&1"
