@@ -273,11 +273,17 @@ def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, Path]]:
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="result file")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="an HTML page of the tables, in place of printing")
+    ] = None,
+) -> None:
     """Print a result as tables, with published figures beside, and say where its pictures are."""
     from dfkd.evaluation.show import show as run
+    from dfkd.evaluation.show import write_result_page
 
-    run(path)
+    run(path) if output is None else write_result_page(path, output)
 
 
 @app.command()
@@ -293,6 +299,18 @@ def compare(
 
     for row in write_comparison(results, runs, output):
         typer.echo(f"{row.method:20} Acc@1 {row.acc1:6.2f} %  Agree@1 {row.agree1:6.2f} %  {row.seconds:,.0f} s")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="of a run, a teacher or a teacher's banks, made or in the making")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write to; FOLDER itself by default")] = None,
+) -> None:
+    """Report a run, a teacher or its banks as pages: report.html, summary.html; curves as PNG. Works while they are made."""
+    from dfkd.evaluation.run_report import write_report
+
+    for path in write_report(folder, output):
+        typer.echo(path)
 
 
 @plot_app.command("curves")
@@ -315,15 +333,16 @@ def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of
 def plot_run(
     folder: Annotated[Path, typer.Argument(help="a run: history.csv, metrics.json, bank.lmdb", metavar="FOLDER")],
 ) -> None:
-    """Draw all of a run into its folder: curves.png, confusion.png and, where it has a bank, bank.png."""
-    from dfkd.evaluation.plots import plot_confusion, plot_history
+    """Draw all of a run into its folder: confusion.png, bank.png where it has a bank, curves.png and the report."""
+    from dfkd.evaluation.plots import plot_confusion
+    from dfkd.evaluation.run_report import write_report
 
-    plot_history(folder / "history.csv", folder / "curves.png")
     plot_confusion(folder / "metrics.json", folder / "confusion.png")
     if (folder / "bank.lmdb").exists():  # a student from scratch has none
         from dfkd.bank.grid import contact_sheet
 
         contact_sheet(folder / "bank.lmdb", folder / "bank.png")
+    write_report(folder)
 
 
 @app.command("settings")

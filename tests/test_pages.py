@@ -56,6 +56,7 @@ def test_a_chart_keeps_its_figure_and_cannot_leave_its_script(template):
     figure = json.loads(content)
     assert figure["data"] == [{"name": "</script><b>", "type": "scatter", "x": [1, 2], "y": [3, 4]}]
     assert figure["layout"]["yaxis2"] == {
+        "exponentformat": "power",
         "gridcolor": "#e6e6e6",
         "linecolor": "#888",
         "zerolinecolor": "#ccc",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -33,10 +32,10 @@ from dfkd.evaluation.compare import (
     write_csv,
 )
 from dfkd.evaluation.formats import ResultFile
-from dfkd.evaluation.page_style import SORT, STYLE
 from dfkd.evaluation.plots import STYLE as PLOT_STYLE
-from dfkd.evaluation.plots import read_history
 from dfkd.files import atomic_path
+from dfkd.history import read_history
+from dfkd.pages import check_page, picture_uri, write_page
 
 SHOWN = 20  # images of a method
 PALETTES = (("tab10", 10), ("Dark2", 8))
@@ -81,20 +80,18 @@ def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Ro
     Raises:
         UserError: a file is absent, broken or of another target, or a result does not fit its run.
     """
-    if output.suffix != ".html":
-        raise UserError(f"{output}: a comparison is an HTML file; name one that ends in .html.")
+    check_page(output)
     results = read_results(paths)
     rows = table(results, read_correct(results, runs))
     by_method = {result.method: result for result in results}
     ordered = [by_method[row.method] for row in rows]
     curves = [read_curve(result, runs) for result in ordered]
     figure, sheet = draw_figure(rows, curves), draw_images(ordered, runs)
-    content = page(ordered[0], rows, _png(figure), _png(sheet))
+    content = page(ordered[0], rows, figure, sheet)
     write_csv(rows, output.with_suffix(".csv"))
     with atomic_path(output.with_suffix(".png")) as temporary:
         _above(figure, sheet).save(temporary, format="PNG")
-    with atomic_path(output) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_page(output, "compare.html", **content)
     return rows
 
 
@@ -104,7 +101,7 @@ def read_curve(result: ResultFile, runs: Path) -> Curve:
     for folder in run_folders(result, runs):
         path = folder / "history.csv"
         columns = read_history(path)
-        if "acc1" not in columns or (epochs and columns["epoch"] != epochs):
+        if not columns.get("acc1") or (epochs and columns["epoch"] != epochs):
             raise UserError(f"{path}: no column `acc1`, or not the epochs of the other seeds; run the distil stage again.")
         epochs = columns["epoch"]
         accuracies.append(columns["acc1"])
@@ -184,41 +181,18 @@ def draw_images(results: Sequence[ResultFile], runs: Path) -> Image.Image:
     return draw_rows(rows, [result.method for result in results], size * math.ceil(CELL / size))
 
 
-def page(first: ResultFile, rows: Sequence[Row], figure: bytes, sheet: bytes) -> str:
-    """The comparison as HTML: styles, script and pictures are within, nothing is loaded."""
-    teacher = teacher_of(first)
-    title = f"{first.dataset}: {teacher.name} → {first.student.name}"
-    head = "".join(f'<th title="{html.escape(meaning)}">{html.escape(name)}</th>' for name, meaning in COLUMNS)
-    meanings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>" for name, meaning in COLUMNS)
-    body = "".join(_line(row) for row in rows)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>Teacher: {teacher.acc1:.2f} % Acc@1, {teacher.params:,} parameters; student: {first.student.params:,} parameters.
-{len(rows)} methods, on the real test split. {_about_noise(rows)}</p>
-<p class="hint">A click on a column's name sorts by it.</p>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}</tbody>
-</table></div>
-<h2>Accuracy and learning curves</h2>
-<img alt="Acc@1 of each method, by epoch and by time" src="{_uri(figure)}">
-<h2>What the methods synthesise</h2>
-<p>The first images of the run's own bank, first seed; none for methods that make none of their own.</p>
-<img class="pixels" alt="images of each method" src="{_uri(sheet)}">
-<h2>Columns</h2>
-<dl>{meanings}</dl>
-<script>{SORT}</script>
-</body>
-</html>
-"""
+def page(first: ResultFile, rows: Sequence[Row], figure: Image.Image, sheet: Image.Image) -> dict[str, Any]:
+    """What the template of the comparison is filled with."""
+    return {
+        "title": f"{first.dataset}: {teacher_of(first).name} → {first.student.name}",
+        "teacher": teacher_of(first),
+        "student": first.student,
+        "about_noise": _about_noise(rows),
+        "columns": COLUMNS,
+        "rows": [(row, _cells(row)) for row in rows],
+        "figure": picture_uri(figure),
+        "sheet": picture_uri(sheet),
+    }
 
 
 def _about_noise(rows: Sequence[Row]) -> str:
@@ -230,33 +204,24 @@ def _about_noise(rows: Sequence[Row]) -> str:
     )
 
 
-def _line(row: Row) -> str:
-    badge = "" if row.data_free else ' <span class="badge">not data-free</span>'
+def _cells(row: Row) -> list[tuple[Any, str, str, str]]:
+    """Of each column after the method's name: the value that it is sorted by, the words, small ones below, a title."""
     mark = "" if row.exceeds_noise is None else ("● " if row.exceeds_noise else "○ ")
-    interval = "" if row.to_best_low is None else f"<br><small>{row.to_best_low:+.2f} to {row.to_best_high:+.2f}</small>"
-    source = html.escape(row.published_source, quote=True)
-    cells = [
-        f'<th scope="row">{html.escape(row.method)}{badge}</th>',
-        _cell(row.acc1, _spread(row.acc1, row.acc1_std, 2)),
-        _cell(row.to_best, f"{mark}{row.to_best:+.2f}{interval}"),
-        _cell(row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2)),
-        _cell(row.agree1, _spread(row.agree1, row.agree1_std, 2)),
-        _cell(row.lp, _spread(row.lp, row.lp_std, 4)),
-        _cell(row.seconds, f"{row.seconds:,.0f}"),
-        _cell(row.images, f"{row.images:,.0f}"),
-        _cell(row.teacher_queries, f"{row.teacher_queries:,.0f}"),
-        _cell(row.published, "" if row.published is None else f'<span title="{source}">{row.published:.2f}</span>'),
-        _cell(row.last_minus_published, _signed(row.last_minus_published)),
-        _cell(row.best_minus_published, _signed(row.best_minus_published)),
+    interval = "" if row.to_best_low is None else f"{row.to_best_low:+.2f} to {row.to_best_high:+.2f}"
+    published = "" if row.published is None else f"{row.published:.2f}"
+    return [
+        (row.acc1, _spread(row.acc1, row.acc1_std, 2), "", ""),
+        (row.to_best, f"{mark}{row.to_best:+.2f}", interval, ""),
+        (row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2), "", ""),
+        (row.agree1, _spread(row.agree1, row.agree1_std, 2), "", ""),
+        (row.lp, _spread(row.lp, row.lp_std, 4), "", ""),
+        (row.seconds, f"{row.seconds:,.0f}", "", ""),
+        (row.images, f"{row.images:,.0f}", "", ""),
+        (row.teacher_queries, f"{row.teacher_queries:,.0f}", "", ""),
+        (row.published, published, "", row.published_source),
+        (row.last_minus_published, _signed(row.last_minus_published), "", ""),
+        (row.best_minus_published, _signed(row.best_minus_published), "", ""),
     ]
-    kind = ' class="control"' if row.control else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>\n"
-
-
-def _cell(value: float | None, shown: str) -> str:
-    """A table cell that sorts by `value`; an absent one comes last."""
-    known = "" if value is None else str(value)
-    return f'<td data-value="{known}">{shown}</td>'
 
 
 def _spread(value: float | None, spread: float | None, decimals: int) -> str:
@@ -267,16 +232,6 @@ def _spread(value: float | None, spread: float | None, decimals: int) -> str:
 
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _above(upper: Image.Image, lower: Image.Image) -> Image.Image:

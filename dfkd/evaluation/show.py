@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 from dfkd.evaluation.formats import Amounts, ResultFile, Statistic, read_result
 from dfkd.evaluation.published import PublishedFigure
 from dfkd.methods import METHODS
+from dfkd.pages import write_page
 
 # key of the result, name, decimals, unit
 ROWS = (
@@ -55,6 +57,52 @@ def show(path: str | Path, console: Console | None = None) -> None:
         console.print("\nPictures", style="bold")
         for picture in pictures:
             console.print(Text(f"  {picture}"), soft_wrap=True)  # a path is copied whole
+
+
+def write_result_page(path: str | Path, output: str | Path) -> None:
+    """Write the tables of a result as an HTML page."""
+    result = read_result(path)
+    notes = [f"{key.replace('_', ' ')}: {value}" for key, value in result.notes.items()]
+    if result.augmentation is not None:
+        notes.append(f"variations: {result.augmentation.backend}")
+    plain = [row for row in result.published if row.metric in PUBLISHED_METRICS and not row.note]
+    tables = [metrics_table(result), *([published_table(result, plain)] if plain else []), cost_table(result)]
+    networks = "_".join(part.name for part in (result.teacher, result.student) if part is not None)
+    write_page(
+        output,
+        "result.html",
+        title=f"{result.dataset}: {networks.replace('_', ' → ')} by {result.method}",
+        networks=_networks(result),
+        data_free=result.data_free,
+        notes="; ".join([f"seeds {', '.join(map(str, result.seeds))}", *notes]),
+        tables=[_as_rows(table) for table in tables],
+        provenance=_provenance(result),
+    )
+
+
+def _provenance(result: ResultFile) -> list[tuple[str, str]]:
+    own = result.provenance
+    machines = {", ".join(f"{key} {value}" for key, value in one.items()) for used in own.hardware.values() for one in used}
+    return [
+        ("written", own.date),
+        ("configuration, SHA-256", own.config_hash),
+        ("versions", ", ".join(f"{name} {version}" for name, version in own.versions.items())),
+        ("source revision", own.revision),
+        ("hardware", "; ".join(sorted(machines))),
+        *((f"{name}, SHA-256", value) for name, value in own.artefacts.items()),
+    ]
+
+
+def _as_rows(table: Table) -> dict[str, Any]:
+    """A table of rich for the template: title, names, rows with their style, and the last line if it has one."""
+    columns = table.columns
+    cells = zip(*(column.cells for column in columns), strict=True)
+    return {
+        "title": table.title,
+        "heads": [column.header for column in columns],
+        "rows": [(row.style or "", line) for row, line in zip(table.rows, cells, strict=False)],
+        "foot": [column.footer for column in columns] if table.show_footer else [],
+    }
 
 
 def _networks(result: ResultFile) -> str:
@@ -117,11 +165,11 @@ def cost_table(result: ResultFile) -> Table:
     seconds = sum(cost.seconds for cost in result.cost.values())
     table.add_column("stage", footer="all")
     table.add_column("jobs", justify="right", footer=str(sum(cost.jobs for cost in result.cost.values())))
-    table.add_column("time", justify="right", footer=_duration(seconds))
+    table.add_column("time", justify="right", footer=duration(seconds))
     for name, key in (("images", "images"), ("teacher queries", "teacher_queries"), ("optimiser steps", "optimiser_steps")):
         table.add_column(name, justify="right", footer=f"{sum(getattr(cost, key) for cost in result.cost.values()):,.0f}")
     peak = max((cost.peak_memory for cost in result.cost.values()), default=0)
-    table.add_column("peak memory", justify="right", footer=_size(peak))
+    table.add_column("peak memory", justify="right", footer=size(peak))
     for stage, cost in result.cost.items():
         table.add_row(stage, str(cost.jobs), *_amounts(cost))
         if cost.per_seed is not None and cost.jobs > 1:
@@ -175,17 +223,19 @@ def _statistic(value: Statistic, decimals: int) -> str:
 
 def _amounts(cost: Amounts) -> list[str]:
     counts = [f"{number:,.0f}" for number in (cost.images, cost.teacher_queries, cost.optimiser_steps)]
-    return [_duration(cost.seconds), *counts, _size(cost.peak_memory)]
+    return [duration(cost.seconds), *counts, size(cost.peak_memory)]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s` or `2 h 03 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

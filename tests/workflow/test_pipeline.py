@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump(METHOD))
     workflow = Workflow(folder, folder.parent / "bin", ENTRY)
     jobs = workflow.run(TARGET)
-    assert sum(jobs.values()) == 12
+    assert sum(jobs.values()) == 15
     return workflow
 
 

@@ -27,14 +27,15 @@ words = sys.argv[1:]
 if words[0] == "distill" and Path("fail").exists():
     sys.exit("dfkd: told to fail.")
 after = {{option: value for option, value in zip(words, words[1:])}}
-output = Path(after["-o"] if "-o" in after else words[2] + "/curves.png")
+output = Path(after["-o"] if "-o" in after else words[-1] + "/curves.png")
 beside = {{
-    "teacher": ["weights.json", "history.csv", "cost.json"],
-    "init-bank": [output.stem + ".cost.json"],
-    "augment": ["variations.cost.json"],
-    "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
+    "teacher": ["weights.json", "history.csv", "timing.csv", "cost.json"],
+    "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
+    "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
+    "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
     "evaluate": ["metrics.cost.json"],
-    "plot": ["confusion.png", "bank.png"],
+    "plot": ["confusion.png", "bank.png", "report.html", "summary.html"],
+    "report": ["report.html", "summary.html"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]

@@ -5,13 +5,15 @@ rule augment:
     output:
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",
         rejected="results/banks/{dataset}_{teacher}/rejected.lmdb",
+        history="results/banks/{dataset}_{teacher}/variations.history.csv",
+        timing="results/banks/{dataset}_{teacher}/variations.timing.csv",
         cost="results/banks/{dataset}_{teacher}/variations.cost.json",
         plot=report(
             "results/banks/{dataset}_{teacher}/filter.png",
             caption="../report/filter.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "fidelity filter"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "fidelity filter"},
         ),
     log:
         "logs/augment/{dataset}_{teacher}.log",
@@ -49,15 +51,15 @@ rule variations_page:
             "results/banks/{dataset}_{teacher}/variations.html",
             caption="../report/variations_page.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "variations: page"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "page"},
         ),
         picture=report(
             "results/banks/{dataset}_{teacher}/variations.png",
             caption="../report/variations.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "variations"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "images"},
         ),
         scores="results/banks/{dataset}_{teacher}/variations.scores.h5",
         rejected_scores="results/banks/{dataset}_{teacher}/rejected.scores.h5",
@@ -76,3 +78,30 @@ rule variations_page:
     shell:
         "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
         "--grid {output.picture:q} --scores > {log:q} 2>&1"
+
+
+rule variations_curves:
+    input:
+        history="results/banks/{dataset}_{teacher}/variations.history.csv",
+    output:
+        curves=report(
+            "results/banks/{dataset}_{teacher}/variations.curves.png",
+            caption="../report/variations_curves.rst",
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "curves"},
+        ),
+    log:
+        "logs/variations_curves/{dataset}_{teacher}.log",
+    benchmark:
+        "results/benchmarks/variations_curves/{dataset}_{teacher}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Draw the training of the diffusion model of {wildcards.teacher} ({wildcards.dataset})"
+    shell:
+        "dfkd plot curves {input.history:q} -o {output.curves:q} > {log:q} 2>&1"

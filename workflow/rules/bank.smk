@@ -3,6 +3,8 @@ rule init_shard:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
     output:
         bank="results/banks/{dataset}_{teacher}/shards/{scatteritem}.lmdb",
+        history="results/banks/{dataset}_{teacher}/shards/{scatteritem}.history.csv",
+        timing="results/banks/{dataset}_{teacher}/shards/{scatteritem}.timing.csv",
         cost="results/banks/{dataset}_{teacher}/shards/{scatteritem}.cost.json",
     log:
         "logs/init_shard/{dataset}_{teacher}_{scatteritem}.log",
@@ -32,8 +34,16 @@ rule init_bank:
         shards=gather.init(
             "results/banks/{{dataset}}_{{teacher}}/shards/{scatteritem}.lmdb"
         ),
+        histories=gather.init(
+            "results/banks/{{dataset}}_{{teacher}}/shards/{scatteritem}.history.csv"
+        ),
+        timings=gather.init(
+            "results/banks/{{dataset}}_{{teacher}}/shards/{scatteritem}.timing.csv"
+        ),
     output:
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
+        history="results/banks/{dataset}_{teacher}/init.history.csv",
+        timing="results/banks/{dataset}_{teacher}/init.timing.csv",
     log:
         "logs/init_bank/{dataset}_{teacher}.log",
     benchmark:
@@ -46,8 +56,11 @@ rule init_bank:
         runtime=30,
     message:
         "Merge the init bank of {wildcards.teacher} ({wildcards.dataset})"
+    # The shards come in the order of their batches; of the histories, all but the first lose their line of names.
     shell:
-        "dfkd bank merge {input.shards:q} -o {output.bank:q} > {log:q} 2>&1"
+        "dfkd bank merge {input.shards:q} -o {output.bank:q} > {log:q} 2>&1; "
+        "awk 'NR == 1 || FNR > 1' {input.histories:q} > {output.history:q} 2>> {log:q}; "
+        "awk 'NR == 1 || FNR > 1' {input.timings:q} > {output.timing:q} 2>> {log:q}"
 
 
 rule init_page:
@@ -59,15 +72,15 @@ rule init_page:
             "results/banks/{dataset}_{teacher}/init.html",
             caption="../report/init_page.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "init: page"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "page"},
         ),
         picture=report(
             "results/banks/{dataset}_{teacher}/init.png",
             caption="../report/init.rst",
             category="Image banks",
-            subcategory="{dataset}",
-            labels={"teacher": "{teacher}", "bank": "init"},
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "images"},
         ),
         scores="results/banks/{dataset}_{teacher}/init.scores.h5",
     log:
@@ -85,3 +98,30 @@ rule init_page:
     shell:
         "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
         "--grid {output.picture:q} --scores > {log:q} 2>&1"
+
+
+rule init_curves:
+    input:
+        history="results/banks/{dataset}_{teacher}/init.history.csv",
+    output:
+        curves=report(
+            "results/banks/{dataset}_{teacher}/init.curves.png",
+            caption="../report/init_curves.rst",
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "curves"},
+        ),
+    log:
+        "logs/init_curves/{dataset}_{teacher}.log",
+    benchmark:
+        "results/benchmarks/init_curves/{dataset}_{teacher}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Draw the losses of the inversion of {wildcards.teacher} ({wildcards.dataset})"
+    shell:
+        "dfkd plot curves {input.history:q} -o {output.curves:q} > {log:q} 2>&1"

@@ -33,48 +33,45 @@ rule evaluate:
 
 rule run_pictures:
     input:
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
+        cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
+        summary=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/summary.html",
+            caption="../report/run.rst",
+            category="Runs",
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "report"},
+        ),
+        page="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/report.html",
         curves=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/curves.png",
             caption="../report/curves.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "curves",
-            },
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "curves"},
         ),
         confusion=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/confusion.png",
             caption="../report/confusion.rst",
             category="Runs",
-            subcategory="{dataset}",
+            subcategory="{dataset}: {teacher} to {student}",
             labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
                 "method": "{method}",
                 "seed": "{seed}",
-                "picture": "confusion matrices",
+                "file": "confusion matrices",
             },
         ),
         bank=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.png",
             caption="../report/bank.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "own bank",
-            },
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "images"},
         ),
     log:
         "logs/run_pictures/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
@@ -89,7 +86,7 @@ rule run_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves, confusion matrices and own bank of {wildcards.student} ({wildcards.dataset}), "
+        "Report {wildcards.student} ({wildcards.dataset}) by {wildcards.method}: curves, confusion matrices, own bank, "
         "seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
@@ -109,10 +106,12 @@ rule result:
         bank_costs=bank_costs,
         test="data/{dataset}.test.h5",
         bank_pictures=bank_pictures,
-        pictures=per_seed("curves.png", "confusion.png", "bank.png"),
+        pictures=per_seed("report.html", "curves.png", "confusion.png", "bank.png"),
+        teacher_report="results/teachers/{dataset}_{teacher}/report.html",
     output:
-        result=report(
-            "results/{method}/{dataset}_{teacher}_{student}.json",
+        result="results/{method}/{dataset}_{teacher}_{student}.json",
+        page=report(
+            "results/{method}/{dataset}_{teacher}_{student}.html",
             caption="../report/result.rst",
             category="Results",
             subcategory="{dataset}",
@@ -142,7 +141,8 @@ rule result:
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --teacher {wildcards.teacher:q} "
         "--student {wildcards.student:q} --method {wildcards.method:q} "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1; "
+        "dfkd show {output.result:q} -o {output.page:q} >> {log:q} 2>&1"
 
 
 rule default_result:

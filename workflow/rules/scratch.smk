@@ -6,6 +6,7 @@ rule scratch:
         weights="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
         card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
     log:
         "logs/scratch/{dataset}_{student}_seed{seed}.log",
@@ -60,32 +61,33 @@ rule evaluate_scratch:
 
 rule scratch_pictures:
     input:
+        card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
+        cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
     output:
+        summary=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/summary.html",
+            caption="../report/run.rst",
+            category="Runs",
+            subcategory="{dataset}: {student} from scratch",
+            labels={"method": "scratch", "seed": "{seed}", "file": "report"},
+        ),
+        page="results/runs/scratch/{dataset}_{student}/seed{seed}/report.html",
         curves=report(
             "results/runs/scratch/{dataset}_{student}/seed{seed}/curves.png",
             caption="../report/curves.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "student": "{student}",
-                "method": "scratch",
-                "seed": "{seed}",
-                "picture": "curves",
-            },
+            subcategory="{dataset}: {student} from scratch",
+            labels={"method": "scratch", "seed": "{seed}", "file": "curves"},
         ),
         confusion=report(
             "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
             caption="../report/confusion.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "student": "{student}",
-                "method": "scratch",
-                "seed": "{seed}",
-                "picture": "confusion matrix",
-            },
+            subcategory="{dataset}: {student} from scratch",
+            labels={"method": "scratch", "seed": "{seed}", "file": "confusion matrix"},
         ),
     log:
         "logs/scratch_pictures/{dataset}_{student}_seed{seed}.log",
@@ -100,7 +102,7 @@ rule scratch_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves and confusion matrix of {wildcards.student} from scratch, seed {wildcards.seed}"
+        "Report {wildcards.student} from scratch: curves and confusion matrix, seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
@@ -111,15 +113,20 @@ rule result_scratch:
         costs=per_scratch_seed("cost.json"),
         evaluate_costs=per_scratch_seed("metrics.cost.json"),
         students=per_scratch_seed("student.safetensors"),
-        pictures=per_scratch_seed("curves.png", "confusion.png"),
+        pictures=per_scratch_seed("report.html", "curves.png", "confusion.png"),
         test="data/{dataset}.test.h5",
     output:
-        result=report(
-            "results/scratch/{dataset}_{student}.json",
+        result="results/scratch/{dataset}_{student}.json",
+        page=report(
+            "results/scratch/{dataset}_{student}.html",
             caption="../report/result.rst",
             category="Results",
             subcategory="{dataset}",
-            labels={"student": "{student}", "method": "scratch"},
+            labels={
+                "teacher": "none",
+                "student": "{student}",
+                "method": "scratch",
+            },
         ),
     log:
         "logs/result_scratch/{dataset}_{student}.log",
@@ -139,4 +146,5 @@ rule result_scratch:
         "Write the result of {wildcards.student} from scratch on {wildcards.dataset}"
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --student {wildcards.student:q} --method scratch "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1; "
+        "dfkd show {output.result:q} -o {output.page:q} >> {log:q} 2>&1"
