@@ -6,6 +6,7 @@ alone. Its bytes depend on these banks, the teacher and the names of the files, 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from dfkd.bank.grid import contact_sheet
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
 from dfkd.errors import UserError
-from dfkd.files import file_sha256
+from dfkd.evaluation.commands import bank_command, place_of, target_command, weights_command
+from dfkd.files import file_sha256, read_json
 from dfkd.inspection import page_figures as figures
-from dfkd.inspection.commands import command_line, making_command, shown_path, workflow_command
 from dfkd.inspection.page_images import (
     STAGES,
     Part,
@@ -32,7 +33,7 @@ from dfkd.inspection.page_images import (
 from dfkd.inspection.related import child_banks, find_teacher, parent_bank
 from dfkd.inspection.scores import MEASURED, scores_file, scores_of, write_scores
 from dfkd.models.weights import WeightsCard, read_card
-from dfkd.pages import picture_uri, write_page
+from dfkd.pages import check_page, picture_uri, write_page
 from dfkd.runtime import Runtime
 
 ABOUT = MEASURED | {"cosine": "of the variation and its parent, in the embedding of the fidelity filter"}
@@ -66,8 +67,7 @@ def write_bank_page(
     Raises:
         UserError: a bank or the teacher cannot be read, or the page cannot be written.
     """
-    if output.suffix != ".html":
-        raise UserError(f"{output}: a page is an HTML file; name one that ends in .html.")
+    check_page(output)
     if images is not None and images < 1:
         raise UserError(f"--images {images}: a page shows at least one image.")
     parts = _read_parts(bank, teacher, runtime)
@@ -149,7 +149,7 @@ def _content(parts: Sequence[Part], count: int, teacher: Path | None, words: lis
         "card": _card_facts(weights, own.scores.teacher_sha256),
         "foreign": own.scores.teacher_sha256 != meta.teacher_sha256,
         "lineage": _lineage(own),
-        "commands": _commands(own, parts, weights, words),
+        "commands": _commands(own, words),
     }
     return content, shown
 
@@ -229,13 +229,16 @@ def _lineage(part: Part) -> list[tuple[str, str]]:
     return [*steps, (meta.stage, f"{part.path.name}, {len(part):,} images")]
 
 
-def _commands(own: Part, parts: Sequence[Part], teacher: Path | None, words: list[str]) -> list[tuple[str, str]]:
+def _commands(own: Part, words: list[str]) -> list[tuple[str, str]]:
     """What to type for the bank and for this page."""
-    parents = next((part.path for part in parts if part.parents), None)
-    making = making_command(own.path, own.reader.meta, teacher, parents)
-    in_workflow = workflow_command(own.path)
-    found = [("The bank, by the workflow with its configuration", in_workflow), ("The bank, by its stage alone", making)]
-    return [(name, text) for name, text in [*found, ("This page", command_line(words))] if text]
+    meta, place = own.reader.meta, place_of(own.path.parent)
+    stage = bank_command(place, meta.stage, meta.settings) if meta.stage in ("init-bank", "augment") else None
+    card = own.path.with_name("student.json")
+    if meta.stage == "distill" and card.is_file():
+        stage = weights_command(place, read_json(card), place.teacher if place else "", "student.safetensors")
+    workflow = target_command(place, own.path.name) if place and own.reader.meta.status == "complete" else None
+    found = [("The bank, by the workflow", workflow), ("The bank, by its stage with all settings", stage)]
+    return [(name, text) for name, text in [*found, ("This page", shlex.join(words))] if text]
 
 
 def _page_words(
@@ -246,3 +249,9 @@ def _page_words(
     words += ["--images", str(images)] if images else []
     words += ["--grid", shown_path(grid)] if grid else []
     return [*words, "--scores"] if keep_scores else words
+
+
+def shown_path(path: Path) -> str:
+    """A file as the page names it: from the project's folder in the workflow's layout, by its bare name elsewhere."""
+    place = place_of(path.parent)
+    return f"{place.folder}/{path.name}" if place else path.name

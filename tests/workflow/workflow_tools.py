@@ -39,8 +39,10 @@ beside = {{
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
+if words[:2] == ["bank", "page"]:
+    beside["bank"] = [output.stem + ".scores.h5", *(["rejected.scores.h5"] if output.stem == "variations" else [])]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
-paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
+paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions", "--grid") if option in after]
 for path in paths:
     path.write_text(" ".join(words))
 with open("calls.txt", "a") as calls:

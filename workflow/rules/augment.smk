@@ -19,10 +19,10 @@ rule augment:
         "logs/augment/{dataset}_{teacher}.log",
     benchmark:
         "results/benchmarks/augment/{dataset}_{teacher}.tsv"
+    priority: 1  # before the pages, which nothing waits for
     conda:
         "../../environment.yml"
     threads: 8
-    priority: 1  # before the pages, which nothing waits for
     resources:
         mem_mb=16000,
         runtime=2880,

@@ -125,3 +125,34 @@ rule init_curves:
         "Draw the losses of the inversion of {wildcards.teacher} ({wildcards.dataset})"
     shell:
         "dfkd plot curves {input.history:q} -o {output.curves:q} > {log:q} 2>&1"
+
+
+rule run_bank_page:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
+    output:
+        page=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.html",
+            caption="../report/bank_page.rst",
+            category="Runs",
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "image bank"},
+        ),
+        scores="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.scores.h5",
+    log:
+        "logs/run_bank_page/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/run_bank_page/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    message:
+        "Score what {wildcards.method} synthesised against {wildcards.student} ({wildcards.dataset}), seed {wildcards.seed}, "
+        "and write its page"
+    shell:
+        "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} --scores > {log:q} 2>&1"
