@@ -232,8 +232,8 @@ def test_nothing_is_loaded_and_equal_banks_give_equal_bytes(own, tree, reference
     head = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert re.findall(r"(?:src|href)\s*=|@import|https?://", head) == []
     assert re.findall(r"url\((?!data:)", head) == []
-    own_scripts = [script for script in re.findall(r"<script>(.*?)</script>", text, re.DOTALL)]
-    assert not any(re.search(r"https?://|fetch\(|XMLHttpRequest|import\(", script) for script in own_scripts)
+    for script in re.findall(r"<script>(.*?)</script>", text, re.DOTALL):  # plotly's own is packed
+        assert not re.search(r"https?://|fetch\(|XMLHttpRequest|import\(", script)
 
 
 def test_commands_and_provenance(variations, own):
