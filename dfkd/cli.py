@@ -253,6 +253,7 @@ def result(
     cost: Annotated[list[str] | None, typer.Option(help="STAGE=FILE (repeatable)")] = None,
     artefact: Annotated[list[str] | None, typer.Option(help="NAME=FILE whose SHA-256 is recorded (repeatable)")] = None,
     variations: Annotated[Path | None, typer.Option(help="the variations bank that was distilled on")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page of the tables, written as well")] = None,
 ) -> None:
     """Gather metrics of all seeds, costs and provenance into one result file."""
     from dfkd.evaluation.result import collect
@@ -262,6 +263,10 @@ def result(
         costs.setdefault(stage, []).append(path)
     artefacts = dict(_pairs("--artefact", artefact))
     collect(dataset, teacher, student, method, metrics, costs, artefacts, variations, config_hash, output)
+    if page is not None:
+        from dfkd.evaluation.show import write_result_page
+
+        write_result_page(output, page)
 
 
 def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, Path]]:

@@ -121,7 +121,13 @@ def chart(figure: Figure, height: int | None = None) -> Markup:
         "hoverlabel": {"bgcolor": "#fff"},
     }
     for name in (*(key for key in own if key.startswith(("xaxis", "yaxis"))), "xaxis", "yaxis"):
-        own[name] = {"exponentformat": "power", "gridcolor": "#e6e6e6", "linecolor": "#888", "zerolinecolor": "#ccc", **own.get(name, {})}
+        own[name] = {
+            "exponentformat": "power",
+            "gridcolor": "#e6e6e6",
+            "linecolor": "#888",
+            "zerolinecolor": "#ccc",
+            **own.get(name, {}),
+        }
     content["layout"] = layout | own
     height = height or own.get("height", 400)
     text = json.dumps(content, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")

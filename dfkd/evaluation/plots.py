@@ -65,6 +65,8 @@ def _draw_panel(axes: Axes, columns: Columns, panel: Panel, labels: dict[str, st
     axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=9)
     axes.set_xlabel(counter)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(columns[counter]) == 1:
+        axes.set_xticks(columns[counter])
     if len(labels) > 1:
         axes.legend(frameon=False, fontsize=8)
 

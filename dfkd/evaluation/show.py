@@ -35,7 +35,6 @@ def show(path: str | Path, console: Console | None = None) -> None:
     """Print a result: our metrics, the published figures beside them, what each stage took, where the pictures are."""
     result = read_result(path)
     console = console or Console(width=None if Console().is_terminal else WIDTH)
-    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
     console.print()
     console.print(f"[bold]{result.dataset}[/]: {_networks(result)}", highlight=False)
     variations = ""
@@ -44,7 +43,7 @@ def show(path: str | Path, console: Console | None = None) -> None:
         kept = "" if rate is None else f", {100 * rate:.1f} % of them kept by the fidelity filter"
         variations = f"; variations: {result.augmentation.backend}{kept}"
     notes = "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in result.notes.items())
-    console.print(f"method {result.method}, {seeds}{variations}{notes}", highlight=False)
+    console.print(f"method {result.method}, {_seeds(result)}{variations}{notes}", highlight=False)
     if not result.data_free:
         console.print("[bold]not data-free[/]: the student was trained on real images", highlight=False)
     console.print()
@@ -74,7 +73,7 @@ def write_result_page(path: str | Path, output: str | Path) -> None:
         title=f"{result.dataset}: {networks.replace('_', ' → ')} by {result.method}",
         networks=_networks(result),
         data_free=result.data_free,
-        notes="; ".join([f"seeds {', '.join(map(str, result.seeds))}", *notes]),
+        notes="; ".join([_seeds(result), *notes]),
         tables=[_as_rows(table) for table in tables],
         provenance=_provenance(result),
     )
@@ -91,6 +90,10 @@ def _provenance(result: ResultFile) -> list[tuple[str, str]]:
         ("hardware", "; ".join(sorted(machines))),
         *((f"{name}, SHA-256", value) for name, value in own.artefacts.items()),
     ]
+
+
+def _seeds(result: ResultFile) -> str:
+    return f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
 
 
 def _as_rows(table: Table) -> dict[str, Any]:

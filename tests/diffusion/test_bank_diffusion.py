@@ -61,7 +61,8 @@ class StopAfter(StopRequest):
         return self.signal != 0
 
 
-def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path):
+def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bank_diffusion, "ROWS", 3)  # of two steps each: the signal comes within the second
     whole, resumed = backend(), backend()
     assert fit(tmp_path / "whole", whole).optimiser_steps == 6
     with pytest.raises(Stopped):
@@ -74,7 +75,7 @@ def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path):
         assert torch.equal(tensor, again.ema.state_dict()[name]), name
     histories = [(tmp_path / name / "out" / "history.csv").read_text() for name in ("whole", "stopped")]
     assert histories[0] == histories[1]
-    assert [row.split(",")[0] for row in histories[0].splitlines()] == ["step", *map(str, range(1, 7))]
+    assert [row.split(",")[0] for row in histories[0].splitlines()] == ["step", "2", "4", "6"]
     images, labels = bars(4)
     assert torch.equal(*(b.vary(images, labels, torch.arange(4), 0) for b in (whole, again)))
 

@@ -1,6 +1,8 @@
 """The whole pipeline for real, at the smallest budget: every stage, its files, and what runs again."""
 
+import html
 import json
+import re
 import shutil
 
 import jsonschema
@@ -75,14 +77,51 @@ def test_the_result_is_valid_and_complete(finished):
 
 def test_every_stage_left_its_files_and_no_checkpoint(finished):
     names = {
-        "data": ["digits.h5", "digits.test.h5"],
-        "results/teachers/digits_wrn162": ["cost.json", "history.csv", "weights.json", "weights.safetensors"],
-        "results/banks/digits_wrn162": ["filter.png", "init.lmdb", "init.png", "rejected.lmdb", "variations.lmdb"],
-        RUN: ["bank.lmdb", "bank.png", "best.safetensors", "confusion.png", "curves.png", "predictions.h5", "student.json"],
+        "data": "digits.h5 digits.test.h5",
+        "results/teachers/digits_wrn162": "cost.json history.csv report.html timing.csv weights.json weights.safetensors",
+        "results/banks/digits_wrn162": "filter.png init.history.csv init.lmdb init.png rejected.lmdb variations.history.csv "
+        "variations.lmdb",
+        RUN: "bank.lmdb bank.png best.safetensors confusion.png curves.png predictions.h5 report.html student.json timing.csv",
     }
     for folder, wanted in names.items():
-        assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted)
+        assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted.split())
     assert not [path for path in (finished.folder / "results" / "checkpoints").rglob("*") if path.is_file()]
+
+
+def test_the_report_has_every_file_in_its_category_with_a_caption(finished):
+    done = finished("--report", "report.html", TARGET)
+    assert done.returncode == 0, done.stdout
+    page = (finished.folder / "report.html").read_text()
+    categories, results = (json.loads(re.search(rf"var {name} = (.*);\n", page)[1]) for name in ("categories", "results"))
+    found = {
+        (category, subcategory): sorted(" ".join(results[path]["labels"].values()) for path in paths)
+        for category, inner in categories.items()
+        for subcategory, paths in inner.items()
+    }
+    assert found == {
+        ("Image banks", "digits: wrn162"): [
+            "init curves", "init images", "variations curves", "variations fidelity filter", "variations images",
+        ],
+        ("Result tables", "digits"): ["wrn162 wrn161 dda"],
+        ("Runs", "digits: wrn162 to wrn161"): ["dda 0 confusion matrices", "dda 0 curves", "dda 0 images", "dda 0 report"],
+        ("Teachers", "digits"): ["wrn162 curves", "wrn162 report"],
+    }  # fmt: skip
+    for path, result in results.items():
+        words = re.sub("<[^>]+>", "", result["caption"])
+        assert len(words) > 40, path
+        assert not re.search("[{}]|Undefined|None", words), path
+        assert (finished.folder / path).stat().st_size < 1_500_000  # a browser shows no larger page within the report
+    assert "Result tables" in re.search("var workflow_desc = (.*);", page)[1]
+
+
+def test_a_report_names_the_command_that_snakemake_ran(finished):
+    done = finished("--cores", "1", "--detailed-summary", TARGET)
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    ran = {row[header.index("output_file")]: row[header.index("shellcmd")] for row in rows}
+    for folder, weights in ((RUN, "student"), ("results/teachers/digits_wrn162", "weights")):
+        page = html.unescape((finished.folder / folder / "report.html").read_text())
+        command = ran[f"{folder}/{weights}.safetensors"].partition(" > ")[0]
+        assert f"<pre>{' '.join(command.split())}</pre>" in page
 
 
 def test_a_second_invocation_runs_nothing(finished):
@@ -154,4 +193,5 @@ def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
 def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):
     workflow = copy_of(finished, tmp_path)
     assert workflow.run(BANK, config=["scatter=4"]) == {"init_shard": 4, "init_bank": 1}
-    assert (workflow.folder / BANK).read_bytes() == (finished.folder / BANK).read_bytes()
+    for path in (BANK, BANK.replace("lmdb", "history.csv")):
+        assert (workflow.folder / path).read_bytes() == (finished.folder / path).read_bytes()

@@ -114,7 +114,7 @@ rule result:
         page=report(
             "results/{method}/{dataset}_{teacher}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
             labels={
                 "teacher": "{teacher}",
@@ -142,8 +142,8 @@ rule result:
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --teacher {wildcards.teacher:q} "
         "--student {wildcards.student:q} --method {wildcards.method:q} "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1; "
-        "dfkd show {output.result:q} -o {output.page:q} >> {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} "
+        "--page {output.page:q} > {log:q} 2>&1"
 
 
 rule default_result:

@@ -120,7 +120,7 @@ rule result_scratch:
         page=report(
             "results/scratch/{dataset}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
             labels={
                 "teacher": "none",
@@ -146,5 +146,5 @@ rule result_scratch:
         "Write the result of {wildcards.student} from scratch on {wildcards.dataset}"
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --student {wildcards.student:q} --method scratch "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1; "
-        "dfkd show {output.result:q} -o {output.page:q} >> {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} "
+        "--page {output.page:q} > {log:q} 2>&1"
