@@ -196,4 +196,22 @@ def browse(
     serve(folder, host, port, not no_open, device, typer.echo)
 
 
+@bank_app.command()
+def page(
+    bank: Bank,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the HTML file to write")],
+    teacher: BankTeacher = None,
+    images: Annotated[int | None, typer.Option(help="at most so many on the page; 2,000, or fewer large ones")] = None,
+    grid: Annotated[Path | None, typer.Option(help="also draw the contact sheet to this PNG")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="also keep the scores beside the bank, NAME.scores.h5")] = False,
+    device: Device = "auto",
+) -> None:
+    """Write a page to look through a bank: one HTML file that opens from disk."""
+    from dfkd.inspection.bank_page import write_bank_page
+    from dfkd.runtime import Runtime
+
+    done = write_bank_page(bank, output, teacher, Runtime.create("reference", device), images, grid, scores)
+    typer.echo(f"{output}: {done['shown']:,} images, {done['bytes'] / 1e6:.1f} MB; {bank} holds {done['images']:,}")
+
+
 bank_app.add_typer(convert_app)

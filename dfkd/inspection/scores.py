@@ -21,7 +21,7 @@ from dfkd.bank.storage import published_digest
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
 from dfkd.inspection.related import find_teacher
-from dfkd.inspection.sidecar import MEASURED, BankScores, kept_scores, read_scores, scores_file, write_scores
+from dfkd.inspection.sidecar import MEASURED, TOP, BankScores, kept_scores, read_scores, scores_file, write_scores
 from dfkd.models.weights import load_model
 from dfkd.progress import Steps, progress
 from dfkd.runtime import Runtime
@@ -92,6 +92,7 @@ def measure(
     info, classes = reader.meta.dataset, len(reader.meta.dataset.classes)
     found: dict[str, list[np.ndarray]] = {}
     features: list[np.ndarray] = []
+    top: list[tuple[Tensor, Tensor]] = []  # probabilities, classes
     hashes: list[bytes] = []
     shown = progress("score images", reader.meta.blocks) if steps is None else nullcontext(steps)
     with _Moments(model, classes) as moments, shown as bar:
@@ -103,7 +104,10 @@ def measure(
                 moments.labels = labels.to(runtime.device)
                 with runtime.autocast():
                     logits, maps = model(runtime.images(unit), return_features=True)
-                for name, values in {**_answers(logits, labels), **moments.taken(), **_pixels(images)}.items():
+                log_p = logits.float().log_softmax(1).cpu()
+                likeliest = log_p.sort(dim=1, descending=True, stable=True)  # of equal ones the first
+                top.append((likeliest.values[:, :TOP].exp(), likeliest.indices[:, :TOP]))
+                for name, values in {**_answers(log_p, labels), **moments.taken(), **_pixels(images)}.items():
                     parts.setdefault(name, []).append(values.cpu())
                 features.append(maps[-1].flatten(1).float().clamp(-65504, 65504).cpu().numpy().astype(np.float16))
             parents = block.parents if block.parents is not None else torch.full_like(block.labels, -1)
@@ -120,12 +124,14 @@ def measure(
     columns["duplicate_of"] = first_copies(hashes)
     of_class, of_all = moments.distances()
     everything = np.concatenate(features) if features else np.zeros((0, 0), np.float16)
+    nothing = torch.zeros(0, min(TOP, classes))
+    probabilities = torch.cat([nothing, *(values for values, _ in top)]).numpy()
+    answers = torch.cat([nothing, *(indices for _, indices in top)]).numpy().astype(np.int16)
     digest = published_digest(reader.path) if reader.meta.status == "complete" else None
-    return BankScores(columns, everything, of_class, of_all, architecture, sha256, digest)
+    return BankScores(columns, everything, answers, probabilities, of_class, of_all, architecture, sha256, digest)
 
 
-def _answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    log_p = logits.float().log_softmax(1).cpu()
+def _answers(log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
     best = log_p.max(1)
     return {
         "prediction": best.indices,

@@ -16,6 +16,7 @@ from dfkd.hdf5 import atomic_hdf5
 
 FORMAT = "dfkd bank scores 1"
 CHUNK_ROWS = 4096
+TOP = 5  # answers that are kept of each image
 
 # Columns that are measured, one number an image; a bank's own scores keep their names beside them.
 MEASURED = {
@@ -39,6 +40,8 @@ class BankScores:
         columns: [N] each: `label`, `parent` (-1: none), the bank's own scores, and those of `MEASURED`
             (`bn_distance` only of a teacher with BatchNorm layers).
         features: float16 [N,D], the teacher's penultimate features.
+        top_classes: int16 [N,k], the classes that the teacher finds likeliest, the likeliest first; k = min(5, classes).
+        top_probabilities: float32 [N,k], their probabilities.
         class_bn_distance: float64 [K], R_bn of all images of a class as one batch; NaN without images or BatchNorm.
         all_bn_distance: R_bn of the whole bank as one batch; NaN likewise.
         teacher: architecture of the teacher.
@@ -48,6 +51,8 @@ class BankScores:
 
     columns: dict[str, np.ndarray]
     features: np.ndarray
+    top_classes: np.ndarray
+    top_probabilities: np.ndarray
     class_bn_distance: np.ndarray
     all_bn_distance: float
     teacher: str
@@ -90,7 +95,8 @@ def write_scores(path: str | Path, scores: BankScores) -> None:
         file.attrs.update({"teacher_sha256": scores.teacher_sha256, "all_bn_distance": scores.all_bn_distance})
         file.attrs["columns"] = json.dumps(list(scores.columns))
         arrays: dict[str, Any] = {f"columns/{name}": values for name, values in scores.columns.items()}
-        arrays |= {"features": scores.features, "class_bn_distance": scores.class_bn_distance}
+        for name in ("features", "top_classes", "top_probabilities", "class_bn_distance"):
+            arrays[name] = getattr(scores, name)
         for name, values in arrays.items():
             chunks = (min(CHUNK_ROWS, len(values)), *values.shape[1:]) if values.size else None
             file.create_dataset(name, data=values, chunks=chunks, track_times=False)
@@ -106,6 +112,8 @@ def read_scores(path: str | Path) -> BankScores:
             return BankScores(
                 columns,
                 file["features"][()],
+                file["top_classes"][()],
+                file["top_probabilities"][()],
                 file["class_bn_distance"][()],
                 float(file.attrs["all_bn_distance"]),
                 str(file.attrs["teacher"]),

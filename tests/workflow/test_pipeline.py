@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
     (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump(METHOD))
     workflow = Workflow(folder, folder.parent / "bin", ENTRY)
     jobs = workflow.run(TARGET)
-    assert sum(jobs.values()) == 15
+    assert sum(jobs.values()) == 16
     return workflow
 
 
@@ -79,10 +79,10 @@ def test_every_stage_left_its_files_and_no_checkpoint(finished):
     names = {
         "data": "digits.h5 digits.test.h5",
         "results/teachers/digits_wrn162": "cost.json history.csv report.html timing.csv weights.json weights.safetensors",
-        "results/banks/digits_wrn162": "filter.png init.history.csv init.lmdb init.png rejected.lmdb variations.history.csv "
-        "variations.lmdb",
-        RUN: "bank.lmdb bank.png best.safetensors curves.png predictions.h5 report.html student.json timing.csv "
-        + " ".join(PICTURES),
+        "results/banks/digits_wrn162": "filter.png init.history.csv init.html init.lmdb init.png init.scores.h5 rejected.lmdb "
+        "rejected.scores.h5 variations.history.csv variations.html variations.lmdb variations.scores.h5",
+        RUN: "bank.html bank.lmdb bank.png bank.scores.h5 best.safetensors curves.png predictions.h5 report.html student.json "
+        "timing.csv " + " ".join(PICTURES),
     }
     for folder, wanted in names.items():
         assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted.split())
@@ -101,10 +101,13 @@ def test_the_report_has_every_file_in_its_category_with_a_caption(finished):
     }
     assert found == {
         ("Image banks", "digits: wrn162"): [
-            "init curves", "init images", "variations curves", "variations fidelity filter", "variations images",
+            "init curves", "init images", "init page",
+            "variations curves", "variations fidelity filter", "variations images", "variations page",
         ],
         ("Result tables", "digits"): ["wrn162 wrn161 dda"],
-        ("Runs", "digits: wrn162 to wrn161"): ["dda 0 confusion matrices", "dda 0 curves", "dda 0 images", "dda 0 report"],
+        ("Runs", "digits: wrn162 to wrn161"): [
+            "dda 0 confusion matrices", "dda 0 curves", "dda 0 image bank", "dda 0 images", "dda 0 report",
+        ],
         ("Teachers", "digits"): ["wrn162 curves", "wrn162 report"],
     }  # fmt: skip
     for path, result in results.items():
@@ -136,7 +139,7 @@ def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_
     (workflow.folder / "data" / "digits.h5").unlink()
     before = json.loads((workflow.folder / TARGET).read_text())
     jobs = workflow.run(TARGET, config=["methods={dda: {defaults: {kd_steps: 3}}}"])
-    assert jobs == {"distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1}
+    assert jobs == {"distill": 1, "evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1, "default_result": 1}
     after = json.loads((workflow.folder / TARGET).read_text())
     assert after["cost"]["distill"]["optimiser_steps"] > before["cost"]["distill"]["optimiser_steps"]
     assert after["provenance"]["config_hash"] != before["provenance"]["config_hash"]
@@ -151,7 +154,8 @@ def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path
         path = workflow.folder / "config" / "methods" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"defaults": settings}))
     jobs = workflow.run("results/dafl/digits_wrn162_wrn161.json", "results/real/digits_wrn162_wrn161.json")
-    assert jobs == {"distill_generator": 1, "distill_transfer": 1, "evaluate": 2, "run_pictures": 2, "result": 2}
+    below = dict.fromkeys(["evaluate", "run_pictures", "run_bank_page", "result"], 2)
+    assert jobs == {"distill_generator": 1, "distill_transfer": 1, **below}
     for method, data_free in (("dafl", True), ("real", False)):
         result = json.loads((workflow.folder / "results" / method / "digits_wrn162_wrn161.json").read_text())
         jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
@@ -170,7 +174,7 @@ def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
     (workflow.folder / "config" / "methods" / "kd.yaml").write_text(yaml.safe_dump({"defaults": small}))
     changes = ["teacher={overrides: {digits_wrn161: {epochs: 2}}}"]
     jobs = workflow.run("results/scratch/digits_wrn161.json", "results/kd/digits_wrn162_wrn161.json", config=changes)
-    below = {"evaluate": 1, "run_pictures": 1, "result": 1}
+    below = {"evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1}
     assert jobs == {
         "scratch": 1,
         "evaluate_scratch": 1,

@@ -12,7 +12,7 @@ register_model("mynet", "mine_net:net")
 register_source("npz", "mine_source:read")
 """
 TARGETS = ("results/mine/toy_wrn162_mynet.json", "results/mine/toy_wrn162_wrn161.json")
-RESULT = ("distill", "evaluate", "run_pictures", "result")
+RESULT = ("distill", "evaluate", "run_pictures", "run_bank_page", "result")
 NOTES = 'import os\nfrom pathlib import Path\nPath("passed.txt").write_text(os.environ["DFKD_PLUGINS"])\n'
 
 

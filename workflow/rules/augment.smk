@@ -19,6 +19,7 @@ rule augment:
         "logs/augment/{dataset}_{teacher}.log",
     benchmark:
         "results/benchmarks/augment/{dataset}_{teacher}.tsv"
+    priority: 1  # before the pages, which nothing waits for
     conda:
         "../../environment.yml"
     threads: 8
@@ -38,11 +39,21 @@ rule augment:
         "--plot {output.plot:q} > {log:q} 2>&1"
 
 
-rule variations_picture:
+rule variations_page:
     input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",
+        rejected="results/banks/{dataset}_{teacher}/rejected.lmdb",
         parents="results/banks/{dataset}_{teacher}/init.lmdb",
+        parents_scores="results/banks/{dataset}_{teacher}/init.scores.h5",
     output:
+        page=report(
+            "results/banks/{dataset}_{teacher}/variations.html",
+            caption="../report/variations_page.rst",
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "variations", "file": "page"},
+        ),
         picture=report(
             "results/banks/{dataset}_{teacher}/variations.png",
             caption="../report/variations.rst",
@@ -50,20 +61,23 @@ rule variations_picture:
             subcategory="{dataset}: {teacher}",
             labels={"bank": "variations", "file": "images"},
         ),
+        scores="results/banks/{dataset}_{teacher}/variations.scores.h5",
+        rejected_scores="results/banks/{dataset}_{teacher}/rejected.scores.h5",
     log:
-        "logs/variations_picture/{dataset}_{teacher}.log",
+        "logs/variations_page/{dataset}_{teacher}.log",
     benchmark:
-        "results/benchmarks/variations_picture/{dataset}_{teacher}.tsv"
+        "results/benchmarks/variations_page/{dataset}_{teacher}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=4000,
+        runtime=120,
     message:
-        "Draw the variations of {wildcards.teacher} ({wildcards.dataset}) beside their parents"
+        "Score the variations of {wildcards.teacher} ({wildcards.dataset}) and write their page"
     shell:
-        "dfkd bank grid {input.bank:q} --parents {input.parents:q} -o {output.picture:q} > {log:q} 2>&1"
+        "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
+        "--grid {output.picture:q} --scores > {log:q} 2>&1"
 
 
 rule variations_curves:

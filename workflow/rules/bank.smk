@@ -63,10 +63,18 @@ rule init_bank:
         "awk 'NR == 1 || FNR > 1' {input.timings:q} > {output.timing:q} 2>> {log:q}"
 
 
-rule init_picture:
+rule init_page:
     input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
     output:
+        page=report(
+            "results/banks/{dataset}_{teacher}/init.html",
+            caption="../report/init_page.rst",
+            category="Image banks",
+            subcategory="{dataset}: {teacher}",
+            labels={"bank": "init", "file": "page"},
+        ),
         picture=report(
             "results/banks/{dataset}_{teacher}/init.png",
             caption="../report/init.rst",
@@ -74,20 +82,22 @@ rule init_picture:
             subcategory="{dataset}: {teacher}",
             labels={"bank": "init", "file": "images"},
         ),
+        scores="results/banks/{dataset}_{teacher}/init.scores.h5",
     log:
-        "logs/init_picture/{dataset}_{teacher}.log",
+        "logs/init_page/{dataset}_{teacher}.log",
     benchmark:
-        "results/benchmarks/init_picture/{dataset}_{teacher}.tsv"
+        "results/benchmarks/init_page/{dataset}_{teacher}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=4000,
+        runtime=120,
     message:
-        "Draw the init bank of {wildcards.teacher} ({wildcards.dataset})"
+        "Score the init bank of {wildcards.teacher} ({wildcards.dataset}) and write its page"
     shell:
-        "dfkd bank grid {input.bank:q} -o {output.picture:q} > {log:q} 2>&1"
+        "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
+        "--grid {output.picture:q} --scores > {log:q} 2>&1"
 
 
 rule init_curves:
@@ -115,3 +125,34 @@ rule init_curves:
         "Draw the losses of the inversion of {wildcards.teacher} ({wildcards.dataset})"
     shell:
         "dfkd plot curves {input.history:q} -o {output.curves:q} > {log:q} 2>&1"
+
+
+rule run_bank_page:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
+    output:
+        page=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.html",
+            caption="../report/bank_page.rst",
+            category="Runs",
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "image bank"},
+        ),
+        scores="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.scores.h5",
+    log:
+        "logs/run_bank_page/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/run_bank_page/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    message:
+        "Score what {wildcards.method} synthesised against {wildcards.student} ({wildcards.dataset}), seed {wildcards.seed}, "
+        "and write its page"
+    shell:
+        "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} --scores > {log:q} 2>&1"

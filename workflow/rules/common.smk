@@ -272,11 +272,16 @@ def bank_costs(wildcards):
 
 
 def bank_pictures(wildcards):
-    """The pictures of the banks that the method starts from."""
+    """The pictures and pages of the banks that the method starts from."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
     names = {
-        "init": ["init.png", "init.curves.png"],
-        "variations": ["variations.png", "variations.curves.png", "filter.png"],
+        "init": ["init.html", "init.png", "init.curves.png"],
+        "variations": [
+            "variations.html",
+            "variations.png",
+            "variations.curves.png",
+            "filter.png",
+        ],
     }
     return [f"{folder}/{name}" for bank in own_banks(wildcards) for name in names[bank]]
 

@@ -107,6 +107,7 @@ rule result:
         bank_costs=bank_costs,
         test="data/{dataset}.test.h5",
         bank_pictures=bank_pictures,
+        bank_pages=per_seed("bank.html"),
         pictures=per_seed("report.html", "curves.png", "bank.png"),
         teacher_report="results/teachers/{dataset}_{teacher}/report.html",
     output:
