@@ -65,12 +65,14 @@ class Checkpoint:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+            state = dict(content["state"])
+            set_random_state(content["random"])
         except Exception as error:  # torch names no common class for a damaged file
-            logger.warning("checkpoint %s cannot be read (%s): starting anew", path, error)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning("checkpoint %s cannot be read (%s): starting anew", path, reason)
             return None
-        set_random_state(content["random"])
         logger.info("resuming from %s", path)
-        return content["state"]
+        return state
 
     def remove(self) -> None:
         """Remove the folder: the stage is finished."""

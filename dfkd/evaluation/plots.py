@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import read_metrics
-from dfkd.files import atomic_path
+from dfkd.files import atomic_path, unreadable
 
 # Panels of the learning curves: title, columns of history.csv with their labels, logarithmic y axis.
 PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -90,8 +90,8 @@ def read_history(path: str | Path) -> dict[str, list[float]]:
         if not rows or "epoch" not in rows[0]:
             raise UserError(f"{path}: no rows with a column `epoch`; is it a history.csv of this package?")
         return {key: [float(row[key] or "nan") for row in rows] for key in rows[0] if key is not None}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a history.csv of this package ({error}).") from None
 
