@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd.errors import UserError
 from dfkd.files import atomic_path
+from dfkd.locks import clear, hold, release
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +29,18 @@ class Checkpoint:
     """A stage's resumable state in a folder of its own, outside of every declared output.
 
     The folder holds `state.pt` and whatever else the stage keeps between attempts (a half-written bank, say). A
-    state whose fingerprint does not fit (other settings, stage version or inputs) is discarded with the folder.
+    state whose fingerprint does not fit (other settings, stage version or inputs) is discarded with the folder. One process
+    at a time has the folder: another one that asks for it says who holds it, and waits until that one ends.
     """
 
     def __init__(self, folder: str | Path, content: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.fingerprint = fingerprint(content)
         self._mark = self.folder / "fingerprint"
-        if self.folder.exists() and self._read_mark() != self.fingerprint:
+        hold(self.folder)
+        if self._mark.exists() and self._read_mark() != self.fingerprint:
             logger.info("checkpoint %s belongs to other settings or inputs: starting anew", self.folder)
-            shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be made ({error.strerror}); free the path or the disk.") from error
+            clear(self.folder)
         with atomic_path(self._mark) as temporary:
             temporary.write_text(self.fingerprint)
 
@@ -75,8 +72,9 @@ class Checkpoint:
         return state
 
     def remove(self) -> None:
-        """Remove the folder: the stage is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, and let others have it: the stage is finished."""
+        clear(self.folder)
+        release(self.folder)
 
 
 def random_state() -> dict[str, Any]:
