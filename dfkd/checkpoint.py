@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -53,7 +54,10 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, and lists and dicts of them) with the random state of this process."""
         with atomic_path(self.folder / "state.pt") as temporary:
-            torch.save({"state": dict(state), "random": random_state()}, temporary)
+            try:
+                torch.save({"state": dict(state), "random": random_state()}, temporary)
+            except RuntimeError as error:  # torch's writer has no OSError of its own
+                raise OSError(errno.ENOSPC, "no space left on the disk, or it fails") from error
 
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last, or None; restores the random state that was saved with it."""
