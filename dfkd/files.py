@@ -82,6 +82,13 @@ def _umask() -> int:
     return mask
 
 
+def unreadable(path: str | Path, error: OSError) -> UserError:
+    """What to tell the user of a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file.")
+    return UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); give a file that can.")
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -93,9 +100,9 @@ def read_json(path: str | Path) -> Any:
     """Read JSON. A missing or broken file is a `UserError` that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); make it again.") from error
 
 
@@ -104,5 +111,5 @@ def file_sha256(path: str | Path) -> str:
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfkd.errors import UserError
-from dfkd.files import atomic_path
+from dfkd.files import atomic_path, unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,7 +203,7 @@ def read_history(path: str | Path) -> Columns:
             counters = ", ".join(f"`{name}`" for name in COUNTERS)
             raise UserError(f"{path}: its first column is none of {counters}; is it a history.csv of this package?")
         return {key: [float(row[key] or "nan") for row in rows] for key in names}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a history.csv of this package ({error}).") from None
