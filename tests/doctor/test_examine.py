@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_a_child_is_ended_when_a_check_fails(monkeypatch):
     with pytest.raises(RuntimeError, match="a fault of ours"):
         examine.examine(ROOT / "config", offline=True)
     assert check.child.poll() is not None
+
+
+def test_a_broken_plugin_does_not_keep_the_doctor_away(tmp_path):
+    """Every other command is refused before it starts."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text("plugins: [a_plugin_that_is_nowhere]\n")
+
+    def status(*words):
+        command = [sys.executable, "-m", "dfkd.cli", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode
+
+    assert (status("doctor", "--help"), status("settings", "distill")) == (0, 2)
 
 
 def test_a_real_run(monkeypatch, tmp_path):
