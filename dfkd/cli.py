@@ -406,7 +406,7 @@ def plot_evaluation(
     from dfkd.evaluation.pictures import draw_pictures, open_run
 
     chosen = _settings("evaluate", settings, changes)
-    draw_pictures(open_run(folder, test, _runtime(chosen, device), teacher), folder, bank or [], chosen)
+    draw_pictures(open_run(folder, test, _runtime(chosen, device), teacher, bank or []), folder, chosen)
 
 
 @plot_app.command("run")

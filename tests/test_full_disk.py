@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a stage: one sentence, nothing half taken for whole, and the same bytes once there is room.
+"""A disk that fills up in a stage: one sentence, nothing half taken for whole, the same bytes once there is room.
 
 The stages run on a tmpfs of a few hundred kilobytes, in a mount namespace of their own, so that it goes with them.
 """
@@ -29,8 +29,14 @@ cp -r "$disk/out" "$out"
 def stages(data, teacher, bank):
     tiny = ["epochs=2", "kd_steps=2", "batch_size=24", "synthesis_batch_size=24", "g_steps=2", "latent_size=16", "width=4"]
     return {
-        "prepare": (["prepare", "digits", "--test-output", "{disk}/out/d.test.h5", "-o", "{disk}/out/d.h5", "--config", ROOT / "config"], []),
-        "teacher": (["teacher", "train", "--data", data.data, "--model", "wrn101", "-o", "{disk}/out/w.safetensors"], ["epochs=3"]),
+        "prepare": (
+            ["prepare", "digits", "--test-output", "{disk}/out/d.test.h5", "-o", "{disk}/out/d.h5", "--config", ROOT / "config"],
+            [],
+        ),
+        "teacher": (
+            ["teacher", "train", "--data", data.data, "--model", "wrn101", "-o", "{disk}/out/w.safetensors"],
+            ["epochs=3"],
+        ),
         "init-bank": (
             ["init-bank", "--teacher", teacher, "-o", "{disk}/out/init.lmdb"],
             ["batches=3", "batch_size=24", "steps=2", "latent_size=16", "width=8"],

@@ -132,7 +132,7 @@ def plot_boundary(evaluated: Evaluated, output: str | Path) -> None:
 
 def _draw_distribution(axes: Axes, evaluated: Evaluated, values: dict[str, Tensor]) -> None:
     there = torch.cat([row[row.isfinite()] for row in values.values()])
-    edges = np.linspace(0, float(there.max()) if len(there) else 1.0, BINS + 1)
+    edges = np.linspace(0, float(there.max()) if len(there) else 1.0, BINS + 1).tolist()
     for role, row in values.items():
         seen = row[row.isfinite()]
         missing = f", none found for {len(row) - len(seen)}" if len(seen) < len(row) else ""
@@ -141,9 +141,8 @@ def _draw_distribution(axes: Axes, evaluated: Evaluated, values: dict[str, Tenso
             if len(seen)
             else f"{evaluated.title(role)}: none"
         )
-        style = {"color": COLOURS[role], "label": text}
         axes.hist(seen.numpy(), edges, histtype="stepfilled", alpha=0.25, color=COLOURS[role])
-        axes.hist(seen.numpy(), edges, histtype="step", linewidth=1.4, **style)
+        axes.hist(seen.numpy(), edges, histtype="step", linewidth=1.4, color=COLOURS[role], label=text)
         if len(seen):
             axes.axvline(float(seen.median()), color=COLOURS[role], linewidth=1, linestyle="--")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,11 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         UserError: a checkpoint is given twice.
     """
-    whole = [path.absolute() for path in paths]
+    whole = [Path(os.path.abspath(path)) for path in paths]
     if len(set(whole)) < len(whole):
-        raise UserError(f"evaluate: {next(path for path in paths if whole.count(path.absolute()) > 1)} is given twice.")
+        raise UserError(
+            f"evaluate: {next(path for path in paths if whole.count(Path(os.path.abspath(path))) > 1)} is given twice."
+        )
     stems = [path.stem for path in paths]
     if len(set(stems)) == len(stems):
         return stems

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dfkd.bank.reader import BankReader
-from dfkd.errors import UserError
 from dfkd.evaluation.evaluated import Evaluated
 from dfkd.evaluation.metrics import confusion, per_class_accuracy, rank_correlation
 from dfkd.evaluation.plots import COLOURS, MOST_LABELLED, STYLE, save_figure
@@ -25,27 +22,12 @@ MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def images_per_class(banks: Sequence[Path], classes: Sequence[str]) -> Tensor:
-    """How many images the banks hold of each class, int64 [K].
-
-    Raises:
-        UserError: a bank cannot be read, or has other classes.
-    """
-    counts = torch.zeros(len(classes), dtype=torch.int64)
-    for path in banks:
-        reader = BankReader(path)
-        if reader.meta.dataset.classes != list(classes):
-            raise UserError(f"{path}: a bank of other classes than the networks; give the banks that the run used.")
-        for block in reader.blocks():
-            counts += torch.bincount(block.labels, minlength=len(classes))
-    return counts
-
-
-def plot_class_accuracy(evaluated: Evaluated, counts: Tensor, output: str | Path) -> None:
-    """Draw Acc@1 of each class against `counts`, its images in the banks, int64 [K], as PNG.
+def plot_class_accuracy(evaluated: Evaluated, output: str | Path) -> None:
+    """Draw Acc@1 of each class against its images in the banks as PNG.
 
     Where all classes have equally many (or none), which no scatter plot could show, the classes stand beside each other.
     """
+    counts = evaluated.bank_images
     matrices = {role: confusion(logits, evaluated.labels) for role, logits in evaluated.logits.items()}
     nan = float("nan")
     accuracies = {
@@ -66,13 +48,13 @@ def plot_class_accuracy(evaluated: Evaluated, counts: Tensor, output: str | Path
             axes.scatter(places[there], values[there], label=text, zorder=3, **MARKS[role])
         if len(accuracies) > 1:
             axes.vlines(places, accuracies["teacher"], accuracies["student"], color="#bbbbbb", linewidth=1, zorder=2)
-        _label(axes, evaluated, counts, torch.stack(list(accuracies.values())), spread)
+        _label(axes, evaluated, torch.stack(list(accuracies.values())), spread)
         axes.legend(frameon=False, fontsize=8)
         save_figure(figure, output)
 
 
-def _label(axes: Axes, evaluated: Evaluated, counts: Tensor, accuracies: Tensor, spread: bool) -> None:
-    classes = evaluated.info.classes
+def _label(axes: Axes, evaluated: Evaluated, accuracies: Tensor, spread: bool) -> None:
+    classes, counts = evaluated.info.classes, evaluated.bank_images
     total = int(counts.sum())
     axes.set_ylabel("Acc@1 of the class, %")
     if spread:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfkd.bank.grid import to_pil
-from dfkd.evaluation.evaluated import Evaluated
+from dfkd.evaluation.evaluated import Evaluated, in_turns
 from dfkd.evaluation.plots import COLOURS, STYLE, save_figure
 
 MOST_SHOWN = 40
@@ -33,9 +33,7 @@ def choose_disagreements(evaluated: Evaluated, count: int = MOST_SHOWN) -> Tenso
     sure = torch.stack([logits.double().softmax(1).amax(1) for logits in evaluated.logits.values()]).amin(0)
     found = evaluated.marked().nonzero()[:, 0]
     found = found[sure[found].argsort(descending=True, stable=True)]
-    of_class = evaluated.labels[found]
-    turns = torch.stack([(of_class[:place] == label).sum() for place, label in enumerate(of_class)]) if len(found) else found
-    chosen = found[turns.argsort(stable=True)[:count]]
+    chosen = found[in_turns(evaluated.labels[found])[:count]]
     return chosen[evaluated.labels[chosen].argsort(stable=True)]
 
 

@@ -14,7 +14,7 @@ from dfkd.datasets.prepared import read_info, read_split
 from dfkd.errors import UserError
 from dfkd.evaluation import metrics
 from dfkd.evaluation.checkpoints import Architectures, Checkpoint, check_test, check_together, open_checkpoint, short_names
-from dfkd.evaluation.evaluated import Evaluated
+from dfkd.evaluation.evaluated import Evaluated, images_per_class
 from dfkd.evaluation.formats import EvaluatedCheckpoint, EvaluationFile, Measured, MeasuredTeacher, MetricsFile, Weights
 from dfkd.evaluation.predict import predict, write_predictions
 from dfkd.files import write_json
@@ -57,7 +57,8 @@ def evaluate(
         pictures: whether they are drawn.
 
     Raises:
-        UserError: a checkpoint cannot be read, or belongs to another data set, another teacher or another run.
+        UserError: a checkpoint cannot be read, or belongs to another data set, another teacher or another run;
+            a bank cannot be read.
     """
     if len(checkpoints) > 1 and (best or banks):
         raise UserError("evaluate: --best and --bank belong to one checkpoint; evaluate them one by one.")
@@ -70,6 +71,7 @@ def evaluate(
         check_together(above, student, chosen)
         check_test(info, test, above or student)
     images, labels = read_split(test, "test")
+    bank_images = images_per_class(banks, info.classes)
 
     networks = [*([above] if above else []), *students, *([chosen] if chosen else [])]
     logits, costs = _predict(networks, images, info, settings, runtime)
@@ -89,7 +91,7 @@ def evaluate(
             from dfkd.evaluation.pictures import draw_pictures  # the libraries that draw are imported only when they are needed
 
             drawn = {"teacher": above, "student": student} if above else {"student": student}
-            draw_pictures(Evaluated.of(drawn, outputs, images, labels, runtime), folder, banks, settings)
+            draw_pictures(Evaluated.of(drawn, outputs, images, labels, bank_images, runtime), folder, settings)
     file = _table(info.name, names, networks, logits, labels, settings, above is not None)
     if output is not None and len(students) > 1:
         write_json(output / "evaluation.json", file.model_dump(mode="json"))

@@ -22,6 +22,7 @@ from dfkd.runtime import Runtime
 MOST_IMAGES = 2000
 PERPLEXITY = 30.0  # as in the paper's examples; a third of the images where there are few
 ITERATIONS = 500  # half of scikit-learn's default: the maps differ little from there on
+Colour = tuple[float, float, float, float]
 FEWEST_IMAGES = 4  # of which a map can be made
 
 
@@ -97,15 +98,16 @@ def _values(evaluated: Evaluated, role: str, chosen: Tensor, batch_size: int) ->
 
 def _draw_map(axes: Axes, points: np.ndarray, labels: np.ndarray, marked: np.ndarray, classes: int) -> None:
     size = 14 if len(points) <= 1000 else 7
-    axes.scatter(*points.T, s=size, c=[_colour(int(label), classes) for label in labels], linewidths=0)
-    axes.scatter(*points[marked].T, s=4 * size, facecolors="none", edgecolors="black", linewidths=0.6)
+    x, y = points.T
+    axes.scatter(x, y, s=size, c=[_colour(int(label), classes) for label in labels], linewidths=0)
+    axes.scatter(x[marked], y[marked], s=4 * size, facecolors="none", edgecolors="black", linewidths=0.6)
 
 
-def _colour(label: int, classes: int) -> tuple[float, ...]:
+def _colour(label: int, classes: int) -> Colour:
     if classes <= MOST_LABELLED:
         return colormaps["tab10" if classes <= 10 else "tab20"](label)
     return colormaps["turbo"](label / (classes - 1))
 
 
-def _mark(face: tuple[float, ...] | str, edge: str, label: str) -> Line2D:
+def _mark(face: Colour | str, edge: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="none", marker="o", markersize=6, markerfacecolor=face, markeredgecolor=edge, label=label)

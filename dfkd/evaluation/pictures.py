@@ -9,9 +9,9 @@ from dfkd.datasets.prepared import read_info, read_split
 from dfkd.errors import UserError
 from dfkd.evaluation.boundary import plot_boundary
 from dfkd.evaluation.checkpoints import Architectures, check_test, check_together, open_checkpoint
-from dfkd.evaluation.class_accuracy import images_per_class, plot_class_accuracy
+from dfkd.evaluation.class_accuracy import plot_class_accuracy
 from dfkd.evaluation.disagreement import plot_disagreement
-from dfkd.evaluation.evaluated import Evaluated
+from dfkd.evaluation.evaluated import Evaluated, images_per_class
 from dfkd.evaluation.feature_map import plot_feature_map
 from dfkd.evaluation.plots import plot_confusion
 from dfkd.evaluation.predict import read_predictions
@@ -20,23 +20,19 @@ from dfkd.runtime import Runtime
 from dfkd.settings import EvaluateSettings
 
 
-def draw_pictures(evaluated: Evaluated, folder: Path, banks: Sequence[Path], settings: EvaluateSettings) -> None:
-    """Draw all `EVALUATION_PICTURES` into a folder that has `metrics.json`; `banks` are all that the student was distilled on.
-
-    Raises:
-        UserError: there are no metrics, or a bank cannot be read.
-    """
-    counts = images_per_class(banks, evaluated.info.classes)
+def draw_pictures(evaluated: Evaluated, folder: Path, settings: EvaluateSettings) -> None:
+    """Draw all `EVALUATION_PICTURES` into a folder that has the `metrics.json` of this evaluation."""
     plot_confusion(folder / "metrics.json", folder / "confusion.png")
     plot_disagreement(evaluated, folder / "disagreement.png")
     plot_reliability(evaluated, folder / "reliability.png", settings.ece_bins)
-    plot_class_accuracy(evaluated, counts, folder / "classes.png")
+    plot_class_accuracy(evaluated, folder / "classes.png")
     plot_feature_map(evaluated, folder / "features.png", settings.batch_size)
     plot_boundary(evaluated, folder / "boundary.png")
 
 
-def open_run(folder: Path, test: Path, runtime: Runtime, teacher: Path | None = None) -> Evaluated:
-    """A run that was evaluated: `student.safetensors` and `predictions.h5` of its folder, with its teacher if it has one.
+def open_run(folder: Path, test: Path, runtime: Runtime, teacher: Path | None = None, banks: Sequence[Path] = ()) -> Evaluated:
+    """A run that was evaluated: `student.safetensors` and `predictions.h5` of its folder, with its teacher if it has one and
+    the banks that it was distilled on.
 
     Raises:
         UserError: something is absent, or does not belong together.
@@ -53,4 +49,4 @@ def open_run(folder: Path, test: Path, runtime: Runtime, teacher: Path | None = 
     for role, one in networks.items():
         if predictions.attributes.get(f"{role}_sha256") != one.card.sha256 or not predictions.labels.equal(labels):
             raise UserError(f"{path}: of another {role} than {one.path} or of another test split; run `dfkd evaluate` again.")
-    return Evaluated.of(networks, predictions.logits, images, labels, runtime)
+    return Evaluated.of(networks, predictions.logits, images, labels, images_per_class(banks, info.classes), runtime)

@@ -144,6 +144,10 @@ def test_mistakes_are_sentences(foreign, tiny_data, tiny_teacher, tiny_student, 
     assert "not loaded because they can run code" in refusal(foreign / "code.pth", "--model", "resnet8", *test)
     (foreign / "half.safetensors").write_bytes((foreign / "copy.safetensors").read_bytes()[:1000])
     assert "half.safetensors: not a safetensors file" in refusal(foreign / "half.safetensors", "--model", "resnet8", *test)
+    out = foreign / "out"
+    bad = ["--bank", foreign / "absent.lmdb", "-o", out]
+    assert "absent.lmdb" in refusal(tiny_student, "--teacher", tiny_teacher, *bad, *test)
+    assert not out.exists()
     monkeypatch.chdir(foreign)
     (foreign / "config").mkdir()
     (foreign / "config" / "config.yaml").write_text(

@@ -14,10 +14,10 @@ from dfkd.cli import app
 from dfkd.datasets.prepared import read_split, write_prepared
 from dfkd.errors import UserError
 from dfkd.evaluation import class_accuracy, feature_map
-from dfkd.evaluation.class_accuracy import images_per_class, plot_class_accuracy
+from dfkd.evaluation.class_accuracy import plot_class_accuracy
 from dfkd.evaluation.disagreement import choose_disagreements, describe, plot_disagreement
 from dfkd.evaluation.evaluate import evaluate
-from dfkd.evaluation.evaluated import balanced_subset
+from dfkd.evaluation.evaluated import balanced_subset, images_per_class
 from dfkd.evaluation.feature_map import embed, penultimate_features, plot_feature_map
 from dfkd.evaluation.picture_names import EVALUATION_PICTURES
 from dfkd.evaluation.pictures import open_run
@@ -107,19 +107,19 @@ def test_accuracy_by_class_prints_the_rank_correlation(evaluated, tmp_path, monk
     student = torch.stack([sure(0 if int(label) == 2 else int(label), 0.9) for label in evaluated.labels])
     student[1] = sure(0, 0.9)
     toy = changed(evaluated, student=student)
-    plot_class_accuracy(toy, torch.tensor([30, 20, 10]), tmp_path / "classes.png")
+    plot_class_accuracy(toy, tmp_path / "classes.png")
     x, y, label = texts[1]
     assert x == [30, 20, 10]
     assert y == [100, 95, 0]
     assert label == "Student resnet8: rank correlation +1.00"
     for counts in (torch.tensor([5, 5, 5]), torch.zeros(3, dtype=torch.int64)):  # nothing to correlate with
         texts.clear()
-        plot_class_accuracy(toy, counts, tmp_path / "even.png")
+        plot_class_accuracy(dataclasses.replace(toy, bank_images=counts), tmp_path / "even.png")
         assert texts[1][0] == [0, 1, 2]
         assert texts[1][2] == "Student resnet8"
     gone = dataclasses.replace(toy, labels=toy.labels.clamp(max=1))  # no test image of the third class
     texts.clear()
-    plot_class_accuracy(gone, torch.tensor([3, 2, 1]), tmp_path / "gone.png")
+    plot_class_accuracy(gone, tmp_path / "gone.png")
     assert len(texts[1][0]) == 2
 
 

@@ -34,8 +34,8 @@ READERS: list[tuple[str, list[Damage], list[list[str]]]] = [
         CHECKED,
         [
             ["init-bank", "--teacher", "teacher/weights.safetensors", "--checkpoints", "state", "-o", "out/init.lmdb", *SMALL],
-            ["evaluate", "--teacher", "teacher/weights.safetensors", "--student", f"{RUN}/student.safetensors",
-             "--test", "bars.test.h5", "--predictions", "out/p.h5", "-o", "out/metrics.json"],
+            ["evaluate", f"{RUN}/student.safetensors", "--teacher", "teacher/weights.safetensors",
+             "--test", "bars.test.h5", "-o", "out/evaluation"],
         ],
     ),
     (
@@ -75,8 +75,8 @@ READERS: list[tuple[str, list[Damage], list[list[str]]]] = [
         "bars.test.h5",
         [*ANY, flip_head],
         [
-            ["evaluate", "--teacher", "teacher/weights.safetensors", "--student", f"{RUN}/student.safetensors",
-             "--test", "bars.test.h5", "--predictions", "out/p.h5", "-o", "out/metrics.json"],
+            ["evaluate", f"{RUN}/student.safetensors", "--teacher", "teacher/weights.safetensors",
+             "--test", "bars.test.h5", "-o", "out/evaluation"],
             ["distill", "--teacher", "teacher/weights.safetensors", "--bank", "init.lmdb", "--student", "wrn101",
              "--test", "bars.test.h5", "--checkpoints", "state", "-o", "out/student.safetensors", *SMALL],
         ],
@@ -84,8 +84,8 @@ READERS: list[tuple[str, list[Damage], list[list[str]]]] = [
     (
         f"{RUN}/student.safetensors",
         CHECKED,
-        [["evaluate", "--teacher", "teacher/weights.safetensors", "--student", f"{RUN}/student.safetensors",
-          "--test", "bars.test.h5", "--predictions", "out/p.h5", "-o", "out/metrics.json"]],
+        [["evaluate", f"{RUN}/student.safetensors", "--teacher", "teacher/weights.safetensors",
+          "--test", "bars.test.h5", "-o", "out/evaluation"]],
     ),
     (
         f"{RUN}/metrics.json",
