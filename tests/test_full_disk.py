@@ -30,7 +30,7 @@ def stages(data, teacher, bank):
     tiny = ["epochs=2", "kd_steps=2", "batch_size=24", "synthesis_batch_size=24", "g_steps=2", "latent_size=16", "width=4"]
     return {
         "prepare": (
-            ["prepare", "digits", "--test-output", "{disk}/out/d.test.h5", "-o", "{disk}/out/d.h5", "--config", ROOT / "config"],
+            ["prepare", "digits", "--config", ROOT / "config", "-o", "{disk}/out/d.h5", "--test-output", "{disk}/out/t.h5"],
             [],
         ),
         "teacher": (

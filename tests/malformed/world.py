@@ -38,16 +38,7 @@ def build(folder: Path, tiny_data, tiny_teacher: Path, reference) -> None:
     distill(
         teacher, [folder / "init.lmdb"], "wrn101", test, settings, 0, run / "student.safetensors", folder / "state", reference
     )
-    evaluate(
-        teacher,
-        run / "student.safetensors",
-        None,
-        test,
-        EvaluateSettings(),
-        run / "metrics.json",
-        run / "predictions.h5",
-        reference,
-    )
+    evaluate([run / "student.safetensors"], test, EvaluateSettings(), reference, teacher=teacher, output=run, pictures=False)
     costs = {"distill": [run / "cost.json"]}
     artefacts = {"teacher": teacher}
     collect("bars", "wrn101", "wrn101", "dda", [run / "metrics.json"], costs, artefacts, None, "0" * 64, folder / "result.json")
