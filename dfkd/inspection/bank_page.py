@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dfkd.bank.families import family_sheet
 from dfkd.bank.grid import contact_sheet
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
@@ -76,7 +77,10 @@ def write_bank_page(
         _keep_scores(part for part in parts if not part.parents)
     if grid is not None:
         of_parents = next((part.path for part in parts if part.parents), None)
-        contact_sheet(bank, grid, parents=of_parents)
+        if of_parents is None:
+            contact_sheet(bank, grid)
+        else:
+            family_sheet(bank, of_parents, grid)
     words = _page_words(bank, output, teacher, images, grid, keep_scores)
     content, shown = _content(parts, images or default_count(own.reader.meta.dataset.shape), teacher, words)
     write_page(output, "bank_page.html", **content)

@@ -43,7 +43,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
     """
     reader = BankReader(bank, allow_incomplete=True)
     if teacher is None:
-        kept = kept_scores(reader, reader.meta.teacher_sha256)
+        kept = fitting_scores(reader, reader.meta.teacher_sha256)
         if kept is not None:
             return kept
         teacher = find_teacher(reader.path, reader.meta.teacher_sha256)
@@ -51,7 +51,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
             sha256 = reader.meta.teacher_sha256[:12]
             raise UserError(f"{bank}: its teacher (SHA-256 {sha256}…) is not in the results around it; name it with --teacher.")
     model, card = load_model(teacher, runtime)
-    kept = kept_scores(reader, card.sha256)
+    kept = fitting_scores(reader, card.sha256)
     if kept is not None:
         return kept
     if card.dataset.shape != reader.meta.dataset.shape or len(card.dataset.classes) != len(reader.meta.dataset.classes):
