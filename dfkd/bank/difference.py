@@ -85,7 +85,7 @@ def _matched(left: list[bytes], right: list[bytes]) -> tuple[np.ndarray, tuple[l
 
 
 def _metadata(left: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any]]:
-    flat = [dict(_flattened(content)) for content in (left, right)]
+    flat = [dict(_flattened({**content, "images": None})) for content in (left, right)]  # images are counted by themselves
     everything = flat[0] | flat[1]
     keys = [key for key in everything if flat[0].get(key, ...) != flat[1].get(key, ...)]
     # an empty dictionary needs no line of its own where the other bank's entries have theirs
@@ -95,6 +95,8 @@ def _metadata(left: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any
 
 def _flattened(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, dict) and value:
             yield from _flattened(value, f"{before}{key}.")
         else:

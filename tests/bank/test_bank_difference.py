@@ -46,15 +46,21 @@ def test_what_differs(banks, tmp_path):
     scores["bn"][3] += 0.25
     parents = torch.cat([first.parents[order], torch.tensor([-1])])
     parents[0] = 77
-    one = write(tmp_path / "a.lmdb", banks.meta(settings={"deep": {"lr": 1}, "steps": 3}), first)
+    one = write(
+        tmp_path / "a.lmdb", banks.meta(settings={"deep": {"lr": 1}, "steps": 3}, lineage=[{"stage": "teacher"}]), first
+    )
     two = write(
         tmp_path / "b.lmdb",
-        banks.meta(settings={"deep": {"lr": 2}, "steps": 3}, seed=8),
+        banks.meta(settings={"deep": {"lr": 2}, "steps": 3}, seed=8, lineage=[{"stage": "teacher", "sha256": "0"}]),
         Block(images, labels, scores, parents),
     )
     result = difference(one, two)
     assert not result["same"]
-    assert result["metadata"] == [{"key": "seed", "a": 7, "b": 8}, {"key": "settings.deep.lr", "a": 1, "b": 2}]
+    assert result["metadata"] == [
+        {"key": "lineage.0.sha256", "a": None, "b": "0"},
+        {"key": "seed", "a": 7, "b": 8},
+        {"key": "settings.deep.lr", "a": 1, "b": 2},
+    ]
     assert result["images"] == {
         "a": 6, "b": 6, "both": 5, "only_a": [4], "only_b": [5], "moved": [[1, 0], [0, 1], [5, 4]],
     }  # fmt: skip

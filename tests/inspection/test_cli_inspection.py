@@ -147,7 +147,7 @@ def test_prune_then_distill(results, tree, tiny_data, tmp_path, reference):
     from dfkd.distillation.distill import distill
     from dfkd.methods import METHODS
 
-    settings = METHODS["kd"].settings(transfer_set="bank", precision="reference", epochs=1, kd_steps=2, batch_size=8)
+    settings = METHODS["kd"].settings(transfer_set="bank:init", precision="reference", epochs=1, kd_steps=2, batch_size=8)
     output = tmp_path / "run" / "student.safetensors"
     distill(
         tree.teacher, [tmp_path / "kept.lmdb"], "wrn101", tiny_data.test, settings, 0, output, tmp_path / "c", reference, "kd"
