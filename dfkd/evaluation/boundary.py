@@ -27,7 +27,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.evaluation.evaluated import Evaluated, balanced_subset
 from dfkd.evaluation.metrics import rank_correlation
-from dfkd.evaluation.plots import COLOURS, STYLE, save_figure
+from dfkd.evaluation.plots import ROLE_COLOURS, STYLE, save_figure
 from dfkd.runtime import Runtime
 
 MOST_IMAGES = 200
@@ -141,10 +141,10 @@ def _draw_distribution(axes: Axes, evaluated: Evaluated, values: dict[str, Tenso
             if len(seen)
             else f"{evaluated.title(role)}: none"
         )
-        axes.hist(seen.numpy(), edges, histtype="stepfilled", alpha=0.25, color=COLOURS[role])
-        axes.hist(seen.numpy(), edges, histtype="step", linewidth=1.4, color=COLOURS[role], label=text)
+        axes.hist(seen.numpy(), edges, histtype="stepfilled", alpha=0.25, color=ROLE_COLOURS[role])
+        axes.hist(seen.numpy(), edges, histtype="step", linewidth=1.4, color=ROLE_COLOURS[role], label=text)
         if len(seen):
-            axes.axvline(float(seen.median()), color=COLOURS[role], linewidth=1, linestyle="--")
+            axes.axvline(float(seen.median()), color=ROLE_COLOURS[role], linewidth=1, linestyle="--")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("L2 norm, pixels from 0 to 1")
     axes.set_ylabel("images")

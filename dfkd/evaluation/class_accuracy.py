@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dfkd.evaluation.evaluated import Evaluated
 from dfkd.evaluation.metrics import confusion, per_class_accuracy, rank_correlation
-from dfkd.evaluation.plots import COLOURS, MOST_LABELLED, STYLE, save_figure
+from dfkd.evaluation.plots import MOST_LABELLED, ROLE_COLOURS, STYLE, save_figure
 
 # rings and dots, so that both are seen where the two are equal
 MARKS: dict[str, dict[str, Any]] = {
-    "teacher": {"s": 60, "facecolors": "none", "edgecolors": COLOURS["teacher"], "linewidths": 1.6},
-    "student": {"s": 22, "color": COLOURS["student"]},
+    "teacher": {"s": 60, "facecolors": "none", "edgecolors": ROLE_COLOURS["teacher"], "linewidths": 1.6},
+    "student": {"s": 22, "color": ROLE_COLOURS["student"]},
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfkd.bank.grid import to_pil
 from dfkd.evaluation.evaluated import Evaluated, in_turns
-from dfkd.evaluation.plots import COLOURS, STYLE, save_figure
+from dfkd.evaluation.plots import ROLE_COLOURS, STYLE, save_figure
 
 MOST_SHOWN = 40
 COLUMNS = 8
@@ -81,7 +81,9 @@ def _draw_image(axes: Axes, evaluated: Evaluated, index: int, left: float, top: 
     for role, logits in evaluated.logits.items():
         sure, choice = logits[index].double().softmax(0).max(0)
         sign = "✓" if int(choice) == label else "✗"
-        lines.append((f"{role} {sign} {_name(evaluated, int(choice))}, {100 * float(sure):.0f} %", COLOURS[role], "normal"))
+        lines.append(
+            (f"{role} {sign} {_name(evaluated, int(choice))}, {100 * float(sure):.0f} %", ROLE_COLOURS[role], "normal")
+        )
     for number, (text, colour, weight) in enumerate(lines):
         axes.text(left, top + IMAGE + 0.04 + LINE * number, text, color=colour, weight=weight, fontsize=7, va="top")
 

@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "axes.prop_cycle": cycler(color=list(COLOURS)),
 }
-COLOURS = {"teacher": "#0b5394", "student": "#cc4c02"}  # of the two networks, in every picture
+ROLE_COLOURS = {"teacher": "#0b5394", "student": "#cc4c02"}  # of the two networks, in every picture
 MOST_LABELLED = 20  # classes up to which a confusion matrix carries names and numbers
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dfkd.evaluation.evaluated import Evaluated
 from dfkd.evaluation.metrics import CalibrationBins, calibration_bins, ece
-from dfkd.evaluation.plots import COLOURS, STYLE, save_figure
+from dfkd.evaluation.plots import ROLE_COLOURS, STYLE, save_figure
 
 GAP, GAP_FACE = "#c62828", "#f6d5d5"
 
@@ -36,7 +36,7 @@ def plot_reliability(evaluated: Evaluated, output: str | Path, bins: int = 15) -
                 fontsize=9,
             )
             edges = np.linspace(0, 1, bins + 1)
-            lower.bar(edges[:-1], found.counts.numpy(), 1 / bins, align="edge", color=COLOURS[role], edgecolor="white")
+            lower.bar(edges[:-1], found.counts.numpy(), 1 / bins, align="edge", color=ROLE_COLOURS[role], edgecolor="white")
             lower.set_yscale("symlog", linthresh=10)
             lower.set_xlabel("confidence in the first choice")
         panels[0, 0].set_ylabel("accuracy")
@@ -51,12 +51,12 @@ def _draw_accuracy(axes: Axes, found: CalibrationBins, role: str) -> None:
     left = np.linspace(0, 1, bins + 1)[:-1]
     there = (found.counts > 0).numpy()
     accuracy, confidence = found.accuracy.numpy(), found.confidence.numpy()
-    axes.bar(left[there], accuracy[there], 1 / bins, align="edge", color=COLOURS[role], alpha=0.55, edgecolor="white")
+    axes.bar(left[there], accuracy[there], 1 / bins, align="edge", color=ROLE_COLOURS[role], alpha=0.55, edgecolor="white")
     axes.bar(
         left[there], (confidence - accuracy)[there], 1 / bins, accuracy[there], align="edge", color=GAP_FACE, edgecolor=GAP,
         hatch="////", linewidth=0, label="gap to the mean confidence",
     )  # fmt: skip
-    axes.hlines(accuracy[there], left[there], left[there] + 1 / bins, color=COLOURS[role], linewidth=2.5, label="accuracy")
+    axes.hlines(accuracy[there], left[there], left[there] + 1 / bins, color=ROLE_COLOURS[role], linewidth=2.5, label="accuracy")
     axes.plot([0, 1], [0, 1], color="#666666", linewidth=1, linestyle="--", label="perfect calibration")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.01)
