@@ -95,9 +95,7 @@ def _read_parts(bank: Path, teacher: Path | None, runtime: Runtime) -> list[Part
     parts = []
     for path in paths:
         scores = scores_of(path, teacher, runtime)  # first: a growing bank has these images and more when it is opened below
-        part = Part(path, BankReader(path, allow_incomplete=True), scores, parents=path == parents)
-        if len(part) or path == bank:
-            parts.append(part)
+        parts.append(Part(path, BankReader(path, allow_incomplete=True), scores, parents=path == parents))
     linked = any((part.scores.columns.get("parent", np.zeros(0)) >= 0).any() for part in parts if not part.parents)
     return [part for part in parts if linked or not part.parents]
 

@@ -145,7 +145,7 @@ def draw_sheet(parts: Sequence[Part], drawn: Sequence[np.ndarray]) -> Sheet:
     cells: list[int] = []
     pixels: list[torch.Tensor] = []
     for part, indices in zip(parts, drawn, strict=True):
-        for image in part.reader.images(indices.tolist()):
+        for image in part.reader.images(torch.from_numpy(indices)):
             content = image.numpy().tobytes()
             if content not in place_of:
                 place_of[content] = len(place_of)

@@ -267,6 +267,20 @@ def test_an_empty_bank_of_a_run_has_a_page(tree, reference, tmp_path):
     assert len(read_scores(scores_file(tmp_path / "bank.lmdb"))) == 0
 
 
+def test_a_filter_that_dropped_nothing(own, reference, tmp_path):
+    for path in (own.init, own.variations):
+        shutil.copy(path, tmp_path)
+    with BankWriter(tmp_path / "work", BankReader(own.rejected).meta.model_copy(update={"status": "writing"})) as writer:
+        writer.truncate(0)
+        writer.publish(tmp_path / "rejected.lmdb")
+    write_bank_page(tmp_path / "variations.lmdb", tmp_path / "a.html", own.teacher, reference, keep_scores=True)
+    page = read_page(tmp_path / "a.html")
+    assert [bank["images"] for bank in page.data["banks"]] == [len(BankReader(own.variations)), 0, 60]
+    assert "rejected" not in page.data["counts"]
+    assert "<b>100.0 %</b>" in page.text
+    assert len(read_scores(tmp_path / "rejected.scores.h5")) == 0
+
+
 def test_colours_and_odd_names_of_classes(tree, reference, tmp_path):
     classes = ["<script>alert(1)</script>", 'a & "b"', "it's {{ 1 + 1 }}"]
     info = tree.info.model_copy(update={"classes": classes, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3})
