@@ -39,7 +39,7 @@ def is_made_from(meta: BankMeta, other: BankMeta) -> bool:
     """Whether the parent ids of a bank point into the other one, according to its lineage."""
     if meta.kind not in ("variations", "rejected") or not meta.lineage or other.kind != "init":
         return False
-    made_from = meta.lineage[-1]
+    made_from = next((step for step in reversed(meta.lineage) if step.get("stage") != "prune"), meta.lineage[-1])
     same_size = (other.stage, other.images) == (made_from.get("stage"), made_from.get("images"))
     return same_size and other.teacher_sha256 == meta.teacher_sha256
 
