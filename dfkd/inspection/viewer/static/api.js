@@ -2,7 +2,6 @@
 
 const KEPT = 24; // frames
 const frames = new Map();
-const versions = new Map();
 
 function query(name, parameters) {
   const search = new URLSearchParams();
@@ -36,31 +35,25 @@ export const begin = (name, parameters) => ask(name, parameters, { method: "POST
 // A frame: {columns, shape: [C, H, W], pixels, …}. Frames that were asked for last are kept.
 export function frame(name, parameters) {
   const address = query(name, parameters);
-  const kept = frames.get(address);
-  if (kept) {
-    frames.delete(address);
-    frames.set(address, kept);
-    return kept;
-  }
-  const promise = asked(address).then(response => response.arrayBuffer()).then(decode);
-  frames.set(address, promise);
-  promise.then(
-    found => found.version && renew(parameters.bank, found.version),
-    () => frames.delete(address),
-  );
+  const entry = frames.get(address) ?? { bank: parameters.bank, version: null };
+  frames.delete(address);
+  frames.set(address, entry);
+  entry.promise ??= asked(address).then(response => response.arrayBuffer()).then(buffer => {
+    const found = decode(buffer);
+    entry.version = found.version ?? null;
+    if (found.version) renew(parameters.bank, found.version);
+    return found;
+  });
+  entry.promise.catch(() => frames.get(address) === entry && frames.delete(address));
   while (frames.size > KEPT) frames.delete(frames.keys().next().value);
-  return promise;
+  return entry.promise;
 }
 
 // A bank that has grown or was measured: what is kept of it is out of date.
 export function renew(bank, version) {
-  if (versions.has(bank) && versions.get(bank) !== version) {
-    for (const [address, promise] of frames) {
-      if (new URLSearchParams(address.split("?")[1]).get("bank") !== bank) continue;
-      promise.then(found => found.version !== version && frames.delete(address), () => {});
-    }
+  for (const [address, entry] of frames) {
+    if (entry.bank === bank && entry.version !== null && entry.version !== version) frames.delete(address);
   }
-  versions.set(bank, version);
 }
 
 function decode(buffer) {

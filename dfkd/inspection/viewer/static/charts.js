@@ -24,6 +24,9 @@ function look(layout) {
   };
 }
 
+// plotly takes some HTML in its texts; names of classes, banks and scores are none.
+export const text = value => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
 // Draw into an element that has its height already, so that nothing jumps.
 export async function chart(element, traces, layout = {}) {
   const library = await plotly();

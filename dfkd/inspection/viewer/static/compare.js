@@ -1,7 +1,7 @@
 // Two banks beside each other: images per class, histograms of the scores that both have, pages in step.
 
 import { ask, frame } from "./api.js";
-import { chart } from "./charts.js";
+import { chart, text } from "./charts.js";
 import { fill, h, number } from "./dom.js";
 import { described, makeGrid } from "./grid.js";
 import { makePager } from "./pager.js";
@@ -115,9 +115,9 @@ export default function compare(main) {
   }
 
   function drawCounts() {
-    const names = pair.map(name => name.split("/").slice(-2).join("/"));
+    const names = pair.map(name => text(name.split("/").slice(-2).join("/")));
     const traces = figures.counts.map((values, side) => ({
-      type: "bar", name: names[side], x: figures.classes, y: values, marker: { color: TONES[side] },
+      type: "bar", name: names[side], x: figures.classes.map(text), y: values, marker: { color: TONES[side] },
     }));
     return chart(counts, traces, { barmode: "group", xaxis: { type: "category" }, yaxis: { title: { text: "images" } } });
   }
@@ -137,10 +137,10 @@ export default function compare(main) {
     const width = (high - low) / shares[0].length;
     const traces = shares.map((values, side) => ({
       type: "scatter", mode: "lines", fill: "tozeroy", line: { shape: "hvh", color: TONES[side], width: 1.5 }, fillcolor: `${TONES[side]}33`,
-      name: `${pair[side].split("/").slice(-2).join("/")}, mean ${number(figures.means[side][name], 3)}`,
+      name: `${text(pair[side].split("/").slice(-2).join("/"))}, mean ${number(figures.means[side][name], 3)}`,
       x: values.map((_, bin) => low + (bin + 0.5) * width), y: values.map(value => 100 * value),
     }));
-    return chart(histogram, traces, { xaxis: { title: { text: name } }, yaxis: { title: { text: "% of the images" }, rangemode: "tozero" } });
+    return chart(histogram, traces, { xaxis: { title: { text: text(name) } }, yaxis: { title: { text: "% of the images" }, rangemode: "tozero" } });
   }
 
   function key(event) {

@@ -166,7 +166,7 @@ async function drawNeighbours(info, state, index, late) {
   const within = state.get("within") ?? info.name;
   const library = await ask("library");
   const only = bank => bank.teacher_sha256 === info.teacher_sha256;
-  const picker = pickBank(library, within, name => go({ within: name === info.name ? null : name }, { replace: true }), { label: "in", only });
+  const picker = pickBank(library, within, name => go({ within: name === info.name ? null : name }, { replace: true }), { label: "Look in", only });
   try {
     const found = await frame("neighbours", { bank: info.name, index, within, count: 12 });
     if (late()) return;

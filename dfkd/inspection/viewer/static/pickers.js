@@ -13,7 +13,7 @@ export function pickBank(library, chosen, onPick, { label = "Bank", only = () =>
   const known = usable(library).some(bank => bank.name === chosen && only(bank));
   const none = known ? [] : [h("option", { value: "", selected: true }, "choose …")];
   return h("label", { class: "field" }, h("span", {}, label),
-    h("select", { onchange: event => onPick(event.target.value) }, none, options));
+    h("select", { "aria-label": label, onchange: event => onPick(event.target.value) }, none, options));
 }
 
 // A condition is applied with Enter or when the field is left; what is wrong with it stands below.

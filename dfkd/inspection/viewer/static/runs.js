@@ -2,7 +2,7 @@
 
 import { ask, frame } from "./api.js";
 import { chips, runTable } from "./runtable.js";
-import { chart } from "./charts.js";
+import { chart, text } from "./charts.js";
 import { colour, fill, h, number, repeat } from "./dom.js";
 import { strip } from "./grid.js";
 import { go, link } from "./state.js";
@@ -61,9 +61,9 @@ export default function runs(main) {
     }
     const found = await Promise.all(names.map(run => ask("run", { run })));
     if (mine !== asked) return;
-    const text = JSON.stringify([found, state.get("column")]);
-    if (text === drawn) return;
-    drawn = text;
+    const now = JSON.stringify([found, state.get("column")]);
+    if (now === drawn) return;
+    drawn = now;
     fill(heading, found.map((run, place) => described(run, place)));
     await Promise.all([drawNewest(found[0], mine), drawQuality(found), drawColumn(found)]);
   }
@@ -91,7 +91,7 @@ export default function runs(main) {
   function drawQuality(found) {
     const many = found.length > 1;
     const traces = found.flatMap((run, place) => ON_TEST.filter(name => run.rows[name]).map(name => line(run, place, name, {
-      name: `${name === "acc1" ? "Acc@1" : "Agree@1"}${many ? ` ${run.name.split("/").slice(-3).join("/")}` : ""}`,
+      name: `${name === "acc1" ? "Acc@1" : "Agree@1"}${many ? ` ${text(run.name.split("/").slice(-3).join("/"))}` : ""}`,
       line: { color: many ? colour(place) : colour(ON_TEST.indexOf(name)), width: 2, dash: many && name === "agree1" ? "dot" : "solid" },
     })));
     return chart(quality, traces, {
@@ -104,7 +104,7 @@ export default function runs(main) {
     const name = names.includes(state.get("column")) ? state.get("column") : names.includes("loss") ? "loss" : names[0];
     fill(column, names.map(other => h("option", { value: other, selected: other === name }, other)));
     column.hidden = !name;
-    const traces = name ? found.filter(run => run.rows[name]).map((run, place) => line(run, place, name, { name: run.name.split("/").slice(-3).join("/") })) : [];
+    const traces = name ? found.filter(run => run.rows[name]).map((run, place) => line(run, place, name, { name: text(run.name.split("/").slice(-3).join("/")) })) : [];
     return chart(losses, traces, { xaxis: { title: { text: counter(found[0]) } }, showlegend: false });
   }
 

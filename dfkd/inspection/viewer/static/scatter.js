@@ -1,7 +1,7 @@
 // The teacher's features in the plane: each point an image, hovered it is shown, clicked it is opened.
 
 import { ask, frame, paint } from "./api.js";
-import { chart } from "./charts.js";
+import { chart, text } from "./charts.js";
 import { colour, fill, h, number } from "./dom.js";
 import { pickBank, usable } from "./pickers.js";
 import { measuring } from "./side.js";
@@ -103,7 +103,7 @@ export default function scatter(main) {
     const small = points.index.length > 2500;
     const traces = [...groups].sort(([a], [b]) => a - b).map(([key, places]) => ({
       type: "scatter", mode: "markers", hoverinfo: "none",
-      name: by === "bank" ? points.banks[key].split("/").slice(-2).join("/") : points.classes[key],
+      name: text(by === "bank" ? points.banks[key].split("/").slice(-2).join("/") : points.classes[key]),
       x: places.map(place => points.x[place]), y: places.map(place => points.y[place]), customdata: places,
       marker: {
         size: small ? 5 : 7, opacity: 0.75, color: colour(key, by === "bank" ? points.banks.length : points.classes.length),
@@ -138,7 +138,7 @@ export default function scatter(main) {
     paint(canvas, found, [0]);
     const facts = [bank, `image ${number(points.index[place])}`, `label ${points.classes[points.label[place]]}`,
       `prediction ${points.classes[points.prediction[place]]}`];
-    fill(words, facts.map(text => h("div", {}, text)));
+    fill(words, facts.map(fact => h("div", {}, fact)));
   }
 
   return { title: () => "Scatter", update, bank: () => null };
