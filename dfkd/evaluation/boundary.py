@@ -30,7 +30,7 @@ from dfkd.evaluation.metrics import rank_correlation
 from dfkd.evaluation.plots import ROLE_COLOURS, STYLE, save_figure
 from dfkd.runtime import Runtime
 
-MOST_IMAGES = 200
+MOST_IMAGES = 150
 BINS = 30  # of the histograms
 RIVALS = 5  # classes beside the first choice
 STEPS = 20  # at most; the authors' code allows 50, two or three are usual

@@ -133,9 +133,8 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     """
     whole = [Path(os.path.abspath(path)) for path in paths]
     if len(set(whole)) < len(whole):
-        raise UserError(
-            f"evaluate: {next(path for path in paths if whole.count(Path(os.path.abspath(path))) > 1)} is given twice."
-        )
+        twice = next(path for path, place in zip(paths, whole, strict=True) if whole.count(place) > 1)
+        raise UserError(f"evaluate: {twice} is given twice.")
     stems = [path.stem for path in paths]
     if len(set(stems)) == len(stems):
         return stems

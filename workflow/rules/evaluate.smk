@@ -21,7 +21,7 @@ rule evaluate:
         "results/benchmarks/evaluate/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: 4
+    threads: 1  # imports and drawing, most of it on a small data set, take no more; other jobs run beside it
     resources:
         mem_mb=8000,
         runtime=60,

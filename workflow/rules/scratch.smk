@@ -49,7 +49,7 @@ rule evaluate_scratch:
         "results/benchmarks/evaluate_scratch/{dataset}_{student}_seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: 4
+    threads: 1  # imports and drawing, most of it on a small data set, take no more; other jobs run beside it
     resources:
         mem_mb=8000,
         runtime=60,
