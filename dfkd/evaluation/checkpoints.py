@@ -135,17 +135,22 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     if len(set(whole)) < len(whole):
         twice = next(path for path, place in zip(paths, whole, strict=True) if whole.count(place) > 1)
         raise UserError(f"evaluate: {twice} is given twice.")
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    parts = [path.with_suffix("").parts for path in whole]
-    if len(set(parts)) < len(parts):
-        parts = [path.parts for path in whole]
-    while len({row[0] for row in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [row[1:] for row in parts]
-    while len({row[-1] for row in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [row[:-1] for row in parts]
-    return ["/".join(row) for row in parts]
+    names = [_distinct(path, [other for other in whole if other.stem == path.stem]) for path in whole]
+    return names if len(set(names)) == len(names) else [_distinct(path, whole) for path in whole]
+
+
+def _distinct(path: Path, others: Sequence[Path]) -> str:
+    """What tells a path from the others, of which it is one; its stem if it is the only one."""
+    if len(others) == 1:
+        return path.stem
+    parts = {other: other.with_suffix("").parts for other in others}
+    if len(set(parts.values())) < len(parts):
+        parts = {other: other.parts for other in others}
+    while len({row[0] for row in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
+        parts = {other: row[1:] for other, row in parts.items()}
+    while len({row[-1] for row in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
+        parts = {other: row[:-1] for other, row in parts.items()}
+    return "/".join(parts[path])
 
 
 def check_together(teacher: Checkpoint | None, student: Checkpoint, best: Checkpoint | None) -> None:

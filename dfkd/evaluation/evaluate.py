@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from dfkd.progress import progress
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime
 from dfkd.settings import EvaluateSettings
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -82,7 +79,6 @@ def evaluate(
         outputs = {role: logits[part] for role, part in parts.items()}
         cards = {role: networks[part].card for role, part in parts.items()}
         content = metrics_file(cards, outputs, labels, settings)
-        _report(content, name if len(students) > 1 else "")
         if output is None:
             continue
         folder = output / name if len(students) > 1 else output
@@ -175,15 +171,6 @@ def _table(
         )
     teacher_row = rows.pop(0) if with_teacher else None
     return EvaluationFile(dataset=dataset, images=len(labels), teacher=teacher_row, checkpoints=rows)
-
-
-def _report(content: MetricsFile, name: str) -> None:
-    last, start = content.last, f"{name}: " if name else ""
-    if content.teacher is None:
-        logger.info("%sAcc@1 %.2f %%", start, last.acc1)
-    else:
-        figures = (last.acc1, last.agree1, last.lp, content.teacher.acc1)
-        logger.info("%sAcc@1 %.2f %%  Agree@1 %.2f %%  L_p %.4f  (teacher's Acc@1 %.2f %%)", start, *figures)
 
 
 def _write(

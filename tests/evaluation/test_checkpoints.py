@@ -177,5 +177,13 @@ def test_names_tell_checkpoints_apart(tmp_path):
         "dda/digits_wrn162_wrn161/seed0",
         "kd/digits_wrn162_wrn161/seed1",
     ]
+    scratch = "runs/scratch/digits_wrn161/seed0/student.safetensors"
+    assert names(*runs, scratch, "elsewhere.pth") == [
+        "dda/digits_wrn162_wrn161",
+        "kd/digits_wrn162_wrn161",
+        "scratch/digits_wrn161",
+        "elsewhere",
+    ]
+    assert names("x/a.pth", "y/a.pth", "z/x.pth") == ["x/a", "y/a", "z/x"]  # two would be called x
     assert names("x/a.pth", "x/a.pt") == ["a.pth", "a.pt"]
     assert names("a.pth", "a/a.pth") == ["a", "a/a"]
