@@ -135,18 +135,26 @@ class Library:
         Raises:
             UserError: as `resolve`, or its meta cannot be read.
         """
-        if not name.endswith(".lmdb"):
-            raise Missing(f"{name}: not the name of a bank (.lmdb).")
+        self.located(name)
         bank = self._banks([name])[name]
         if bank.meta is None:
-            self.resolve(name)
             raise UserError(bank.fault)
         return bank
 
-    def note_fault(self, bank: Bank, fault: str) -> None:
-        """Remember that the bank turned out to be damaged when all of it was read, so that the list says it too."""
-        if bank.meta is not None and bank.meta.status == "complete":
-            self._outlines[bank.name, bank.signature] = Outline(None, self.below(fault))
+    def located(self, name: str) -> tuple[Path, Signature]:
+        """Where the bank of this name is, and what changes when the file does.
+
+        Raises:
+            UserError: as `resolve`, or the file cannot be read.
+        """
+        if not name.endswith(".lmdb"):
+            raise Missing(f"{name}: not the name of a bank (.lmdb).")
+        path = self.resolve(name)
+        return path, _signature(path)
+
+    def note_fault(self, name: str, signature: Signature, fault: str) -> None:
+        """Remember that a bank turned out to be damaged when all of it was read, so that the list says it too."""
+        self._outlines[name, signature] = Outline(None, self.below(fault))
 
     def below(self, text: str) -> str:
         """A sentence with paths as they are named here, below the folder."""
@@ -190,13 +198,10 @@ class Library:
         unread: list[Bank] = []
         for name in names:
             try:
-                path = self.resolve(name)
-                status = path.stat()
-            except (UserError, OSError) as error:
-                text = str(error) if isinstance(error, UserError) else f"{name}: cannot be read ({error.strerror})."
-                found[name] = Bank(name, self.root / name, (0, 0, 0, 0), Outline(None, text))
+                path, signature = self.located(name)
+            except UserError as error:
+                found[name] = Bank(name, self.root / name, (0, 0, 0, 0), Outline(None, str(error)))
                 continue
-            signature = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             kept = self._outlines.get((name, signature))
             found[name] = Bank(name, path, signature, kept or Outline(None, ""))  # in this order, read or not
             if kept is None:
@@ -217,8 +222,7 @@ class Library:
         try:
             path = self.resolve(name)
             card_path = self.resolve(str(PurePosixPath(name).with_suffix(".json")))
-            status = card_path.stat()
-            key = (name, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+            key = (name, _signature(card_path))
             if key not in self._cards:
                 content = json.loads(card_path.read_text(encoding="utf-8"))
                 self._cards[key] = content if isinstance(content, dict) else None
@@ -226,6 +230,14 @@ class Library:
             return None
         card = self._cards[key]
         return Network(name, path, card) if card and card.get("role") in ("teacher", "student") else None
+
+
+def _signature(path: Path) -> Signature:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _is_text(name: str) -> bool:
