@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dfkd.bank.file import BankFile, BlockColumns
-from dfkd.bank.storage import has_footer
 from dfkd.errors import UserError, nearest
 from dfkd.inspection.sidecar import BankScores, kept_scores
 from dfkd.inspection.viewer.library import Library, Signature
@@ -69,7 +68,7 @@ class BankIndex:
         measured: BankScores | None = None,
     ) -> None:
         self.name, self.signature = name, signature
-        self.file = BankFile(path, allow_incomplete=True, check_digest=True)
+        self.file = BankFile(path, allow_incomplete=True)
         self.meta = self.file.meta
         self.classes = self.meta.dataset.classes
         self.own = self._own(former)
@@ -246,13 +245,11 @@ class Indexes:
                 return self._kept.get_or(name, lambda: kept)
 
     def _read(self, name: str, path: Path, signature: Signature, former: BankIndex | None) -> BankIndex:
-        published = has_footer(path)
-        if not published:  # no digest says that LMDB can read it: that is tried elsewhere first
-            self.library.bank(name)
+        bank = self.library.bank(name)  # LMDB can read it: that was tried in a process of its own
         try:
             return BankIndex(name, path, signature, former, self._measured.get((name, signature)))
         except UserError as error:
-            if published:
+            if bank.meta is not None and bank.meta.status == "complete":
                 self.library.note_fault(name, signature, str(error))
             raise
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -108,6 +110,7 @@ class Library:
         self._outlines: dict[tuple[str, Signature], Outline] = {}
         self._growing: set[tuple[str, tuple[int, ...]]] = set()  # names with device and inode
         self._cards: dict[tuple[str, Signature], dict[str, Any] | None] = {}
+        self._reading: dict[tuple[str, Signature], Future[Outline]] = {}
         self._lock = threading.Lock()
 
     def resolve(self, name: str) -> Path:
@@ -206,17 +209,37 @@ class Library:
             found[name] = Bank(name, path, signature, kept or Outline(None, ""))  # in this order, read or not
             if kept is None:
                 unread.append(found[name])
-        with self._lock:
-            # One that was read before and grows since is whole: what LMDB has committed is not touched again.
-            grown = [bank for bank in unread if (bank.name, bank.signature[:2]) in self._growing]
-            fresh = [bank for bank in unread if bank not in grown]
-            read = [*(outline(bank.path) for bank in grown), *outlines([bank.path for bank in fresh])]
-        for bank, new in zip([*grown, *fresh], read, strict=True):
-            if new.meta is not None and new.meta.status == "writing":
-                self._growing.add((bank.name, bank.signature[:2]))
-            kept = self._outlines[bank.name, bank.signature] = new._replace(fault=self.below(new.fault))
-            found[bank.name] = Bank(bank.name, bank.path, bank.signature, kept)
+        for bank, new in self._outlined(unread):
+            found[bank.name] = Bank(bank.name, bank.path, bank.signature, new)
         return found
+
+    def _outlined(self, banks: list[Bank]) -> Iterator[tuple[Bank, Outline]]:
+        """Read banks that are not known yet; what another thread is reading already is waited for."""
+        with self._lock:
+            own = [bank for bank in banks if (bank.name, bank.signature) not in self._reading]
+            own_places = {
+                (bank.name, bank.signature): self._reading.setdefault((bank.name, bank.signature), Future()) for bank in own
+            }
+            others = [(bank, self._reading[bank.name, bank.signature]) for bank in banks if bank not in own]
+        # One that was read before and grows since is whole: what LMDB has committed is not touched again.
+        grown = [bank for bank in own if (bank.name, bank.signature[:2]) in self._growing]
+        fresh = [bank for bank in own if bank not in grown]
+        read = itertools.chain((outline(bank.path) for bank in grown), outlines([bank.path for bank in fresh]))
+        try:
+            for bank, new in zip([*grown, *fresh], read, strict=True):
+                if new.meta is not None and new.meta.status == "writing":
+                    self._growing.add((bank.name, bank.signature[:2]))
+                kept = self._outlines[bank.name, bank.signature] = new._replace(fault=self.below(new.fault))
+                own_places.pop((bank.name, bank.signature)).set_result(kept)
+                yield bank, kept
+        finally:
+            with self._lock:
+                for bank in own:
+                    self._reading.pop((bank.name, bank.signature), None)
+            for place in own_places.values():  # those that an error has left
+                place.set_result(Outline(None, "it could not be read."))
+        for bank, place in others:
+            yield bank, place.result()
 
     def _network(self, name: str) -> Network | None:
         try:
