@@ -12,7 +12,7 @@ import numpy as np
 
 from dfkd.bank.meta import BankMeta, decode_meta
 from dfkd.bank.records import META_KEY, check_record, read_header, views
-from dfkd.bank.storage import check_footer, file_identity, has_footer, reading, visit_records
+from dfkd.bank.storage import file_identity, has_footer, reading, visit_records
 from dfkd.errors import UserError
 
 
@@ -35,8 +35,6 @@ class BankFile:
         path: the bank's file.
         allow_incomplete: also read one that is still being written, or was left so.
         teacher_sha256: of the weights the bank must have been made with.
-        check_digest: compare every byte of a published bank with its digest before LMDB sees the file, which a damaged one
-            could crash; the checksums of its records need no look after that.
 
     Raises:
         UserError: absent, not a bank, truncated, damaged, of a later format, incomplete, or of another teacher.
@@ -47,12 +45,8 @@ class BankFile:
         path: str | Path,
         allow_incomplete: bool = False,
         teacher_sha256: str | None = None,
-        check_digest: bool = False,
     ) -> None:
         self.path = Path(path)
-        published = check_digest and has_footer(self.path)
-        if published and (fault := check_footer(self.path)):
-            raise UserError(f"{self.path}: damaged, {fault}; copy or make the bank again.")
         with reading(self.path) as transaction:
             self.meta: BankMeta = decode_meta(transaction.get(META_KEY), self.path)
             self.identity = file_identity(self.path)
@@ -67,7 +61,7 @@ class BankFile:
                 f"{self.path}: made with teacher {self.meta.teacher_sha256[:12]}, not with {teacher_sha256[:12]} as asked; "
                 "give the teacher it was made with, or make the bank again with this one."
             )
-        self._checked: set[int] = set(range(self.meta.blocks)) if published else set()
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return self.meta.images
@@ -128,7 +122,7 @@ class BankFile:
         scores = np.empty((len(names), count), dtype=np.float32)
 
         def fill(number: int, record: memoryview) -> None:
-            header = read_header(record) if number in self._checked else check_record(record, number)
+            header = check_record(record, number)
             if header.names != names:
                 raise UserError(f"{self.path}: block {number} has other scores than block 0; make the bank again.")
             part = slice(starts[number] - starts[first], starts[number + 1] - starts[first])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -100,6 +101,8 @@ def create_app(folder: str | Path, hosts: Sequence[str] = (), device: str = "aut
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # The list of banks is read while the browser still asks for the page.
+        threading.Thread(target=viewer.library.find, daemon=True).start()
         yield
         viewer.jobs.end()
 

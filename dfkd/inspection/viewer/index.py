@@ -8,6 +8,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from dfkd.bank.file import BankFile, BlockColumns
 from dfkd.errors import UserError, nearest
 from dfkd.inspection.sidecar import BankScores, kept_scores
-from dfkd.inspection.viewer.library import Bank, Library, Signature
+from dfkd.inspection.viewer.library import Library, Signature
 from dfkd.inspection.viewer.outline import reduced
 from dfkd.inspection.where import select
 
@@ -48,7 +49,9 @@ class BankIndex:
     """A bank as it was when this was made, ready to be paged through.
 
     Args:
-        bank: the file.
+        name: of the bank, below the folder.
+        path: its file.
+        signature: of the file.
         former: the index of the same file when it was shorter; blocks that it knows are not read again.
         measured: scores that were measured in this process.
 
@@ -56,9 +59,16 @@ class BankIndex:
         UserError: the bank is damaged.
     """
 
-    def __init__(self, bank: Bank, former: BankIndex | None = None, measured: BankScores | None = None) -> None:
-        self.name, self.signature = bank.name, bank.signature
-        self.file = BankFile(bank.path, allow_incomplete=True, check_digest=True)
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        signature: Signature,
+        former: BankIndex | None = None,
+        measured: BankScores | None = None,
+    ) -> None:
+        self.name, self.signature = name, signature
+        self.file = BankFile(path, allow_incomplete=True)
         self.meta = self.file.meta
         self.classes = self.meta.dataset.classes
         self.own = self._own(former)
@@ -66,7 +76,7 @@ class BankIndex:
         self.scores = measured
         if measured is None:
             try:
-                self.scores = kept_scores(bank.path, self.meta.teacher_sha256)
+                self.scores = kept_scores(path, self.meta.teacher_sha256)
             except UserError as error:
                 self.note = str(error)
         self.columns: dict[str, np.ndarray] = self.own.copy()
@@ -223,20 +233,25 @@ class Indexes:
         Raises:
             UserError: there is no such bank, or it is damaged.
         """
-        bank = self.library.bank(name)
+        path, signature = self.library.located(name)
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:  # two requests for a bank that is not indexed yet read it once
             kept = self._kept.get(name)
-            if kept is None or kept.signature != bank.signature:
-                try:
-                    kept = BankIndex(bank, kept, self._measured.get((name, bank.signature)))
-                except UserError as error:
-                    self.library.note_fault(bank, str(error))
-                    raise
+            if kept is None or kept.signature != signature:
+                kept = self._read(name, path, signature, kept)
             with self._lock:
                 self._kept[name] = kept
                 return self._kept.get_or(name, lambda: kept)
+
+    def _read(self, name: str, path: Path, signature: Signature, former: BankIndex | None) -> BankIndex:
+        bank = self.library.bank(name)  # LMDB can read it: that was tried in a process of its own
+        try:
+            return BankIndex(name, path, signature, former, self._measured.get((name, signature)))
+        except UserError as error:
+            if bank.meta is not None and bank.meta.status == "complete":
+                self.library.note_fault(name, signature, str(error))
+            raise
 
     def keep(self, name: str, signature: Signature, scores: BankScores) -> None:
         """Scores that were measured of the bank with this signature; in memory alone."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -108,6 +110,7 @@ class Library:
         self._outlines: dict[tuple[str, Signature], Outline] = {}
         self._growing: set[tuple[str, tuple[int, ...]]] = set()  # names with device and inode
         self._cards: dict[tuple[str, Signature], dict[str, Any] | None] = {}
+        self._reading: dict[tuple[str, Signature], Future[Outline]] = {}
         self._lock = threading.Lock()
 
     def resolve(self, name: str) -> Path:
@@ -135,18 +138,26 @@ class Library:
         Raises:
             UserError: as `resolve`, or its meta cannot be read.
         """
-        if not name.endswith(".lmdb"):
-            raise Missing(f"{name}: not the name of a bank (.lmdb).")
+        self.located(name)
         bank = self._banks([name])[name]
         if bank.meta is None:
-            self.resolve(name)
             raise UserError(bank.fault)
         return bank
 
-    def note_fault(self, bank: Bank, fault: str) -> None:
-        """Remember that the bank turned out to be damaged when all of it was read, so that the list says it too."""
-        if bank.meta is not None and bank.meta.status == "complete":
-            self._outlines[bank.name, bank.signature] = Outline(None, self.below(fault))
+    def located(self, name: str) -> tuple[Path, Signature]:
+        """Where the bank of this name is, and what changes when the file does.
+
+        Raises:
+            UserError: as `resolve`, or the file cannot be read.
+        """
+        if not name.endswith(".lmdb"):
+            raise Missing(f"{name}: not the name of a bank (.lmdb).")
+        path = self.resolve(name)
+        return path, _signature(path)
+
+    def note_fault(self, name: str, signature: Signature, fault: str) -> None:
+        """Remember that a bank turned out to be damaged when all of it was read, so that the list says it too."""
+        self._outlines[name, signature] = Outline(None, self.below(fault))
 
     def below(self, text: str) -> str:
         """A sentence with paths as they are named here, below the folder."""
@@ -190,35 +201,51 @@ class Library:
         unread: list[Bank] = []
         for name in names:
             try:
-                path = self.resolve(name)
-                status = path.stat()
-            except (UserError, OSError) as error:
-                text = str(error) if isinstance(error, UserError) else f"{name}: cannot be read ({error.strerror})."
-                found[name] = Bank(name, self.root / name, (0, 0, 0, 0), Outline(None, text))
+                path, signature = self.located(name)
+            except UserError as error:
+                found[name] = Bank(name, self.root / name, (0, 0, 0, 0), Outline(None, str(error)))
                 continue
-            signature = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             kept = self._outlines.get((name, signature))
             found[name] = Bank(name, path, signature, kept or Outline(None, ""))  # in this order, read or not
             if kept is None:
                 unread.append(found[name])
-        with self._lock:
-            # One that was read before and grows since is whole: what LMDB has committed is not touched again.
-            grown = [bank for bank in unread if (bank.name, bank.signature[:2]) in self._growing]
-            fresh = [bank for bank in unread if bank not in grown]
-            read = [*(outline(bank.path) for bank in grown), *outlines([bank.path for bank in fresh])]
-        for bank, new in zip([*grown, *fresh], read, strict=True):
-            if new.meta is not None and new.meta.status == "writing":
-                self._growing.add((bank.name, bank.signature[:2]))
-            kept = self._outlines[bank.name, bank.signature] = new._replace(fault=self.below(new.fault))
-            found[bank.name] = Bank(bank.name, bank.path, bank.signature, kept)
+        for bank, new in self._outlined(unread):
+            found[bank.name] = Bank(bank.name, bank.path, bank.signature, new)
         return found
+
+    def _outlined(self, banks: list[Bank]) -> Iterator[tuple[Bank, Outline]]:
+        """Read banks that are not known yet; what another thread is reading already is waited for."""
+        with self._lock:
+            own = [bank for bank in banks if (bank.name, bank.signature) not in self._reading]
+            own_places = {
+                (bank.name, bank.signature): self._reading.setdefault((bank.name, bank.signature), Future()) for bank in own
+            }
+            others = [(bank, self._reading[bank.name, bank.signature]) for bank in banks if bank not in own]
+        # One that was read before and grows since is whole: what LMDB has committed is not touched again.
+        grown = [bank for bank in own if (bank.name, bank.signature[:2]) in self._growing]
+        fresh = [bank for bank in own if bank not in grown]
+        read = itertools.chain((outline(bank.path) for bank in grown), outlines([bank.path for bank in fresh]))
+        try:
+            for bank, new in zip([*grown, *fresh], read, strict=True):
+                if new.meta is not None and new.meta.status == "writing":
+                    self._growing.add((bank.name, bank.signature[:2]))
+                kept = self._outlines[bank.name, bank.signature] = new._replace(fault=self.below(new.fault))
+                own_places.pop((bank.name, bank.signature)).set_result(kept)
+                yield bank, kept
+        finally:
+            with self._lock:
+                for bank in own:
+                    self._reading.pop((bank.name, bank.signature), None)
+            for place in own_places.values():  # those that an error has left
+                place.set_result(Outline(None, "it could not be read."))
+        for bank, place in others:
+            yield bank, place.result()
 
     def _network(self, name: str) -> Network | None:
         try:
             path = self.resolve(name)
             card_path = self.resolve(str(PurePosixPath(name).with_suffix(".json")))
-            status = card_path.stat()
-            key = (name, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+            key = (name, _signature(card_path))
             if key not in self._cards:
                 content = json.loads(card_path.read_text(encoding="utf-8"))
                 self._cards[key] = content if isinstance(content, dict) else None
@@ -226,6 +253,14 @@ class Library:
             return None
         card = self._cards[key]
         return Network(name, path, card) if card and card.get("role") in ("teacher", "student") else None
+
+
+def _signature(path: Path) -> Signature:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _is_text(name: str) -> bool:

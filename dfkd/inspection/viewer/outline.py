@@ -11,8 +11,10 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -42,29 +44,39 @@ def outline(path: str | Path) -> Outline:
         return Outline(None, str(error))
 
 
-def outlines(paths: list[Path]) -> list[Outline]:
-    """Read banks in a child process; one that kills it is damaged."""
-    found: list[Outline] = []
-    while len(found) < len(paths):
-        todo = paths[len(found) :]
-        child = subprocess.run(
-            [sys.executable, "-B", "-m", "dfkd.inspection.viewer.outline"],
-            input=json.dumps([str(path) for path in todo]),
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).resolve().parents[3],  # so that the child finds the package however this process found it
-            check=False,
-        )
-        lines = child.stdout.splitlines()
-        found += map(_unpacked, lines)
-        rest = todo[len(lines) :]
-        if rest and child.returncode < 0:
+def outlines(paths: list[Path]) -> Iterator[Outline]:
+    """Read banks in a child process, one after the other; one that kills it is damaged.
+
+    The child walks through the whole tree of each file. Where it survived that, LMDB can read the file in any process.
+    """
+    todo = paths
+    while todo:
+        with tempfile.TemporaryFile("w+") as errors, _child(errors) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            json.dump([str(path) for path in todo], child.stdin)
+            child.stdin.close()
+            done = 0
+            for line in child.stdout:
+                yield _unpacked(line)
+                done += 1
+            child.wait()
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no output"])[-1]
+        todo = todo[done:]
+        if todo and child.returncode < 0:
             fault = "its pages are damaged, reading them kills the reader; copy or make the bank again."
-            found.append(Outline(None, f"{rest[0]}: {fault}"))
-        elif rest:
-            last = (child.stderr.strip().splitlines() or ["no output"])[-1]
-            found += [Outline(None, f"{path}: could not be read ({last}).") for path in rest]
-    return found
+            yield Outline(None, f"{todo[0]}: {fault}")
+            todo = todo[1:]
+        elif todo:
+            yield from (Outline(None, f"{path}: could not be read ({last}).") for path in todo)
+            return
+
+
+def _child(errors: IO[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-B", "-m", "dfkd.inspection.viewer.outline"]
+    root = Path(__file__).resolve().parents[3]  # so that the child finds the package however this process found it
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root)
 
 
 def _packed(found: Outline) -> dict[str, Any]:

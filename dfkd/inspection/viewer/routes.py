@@ -116,7 +116,9 @@ class Viewer:
         size = number(query.get("size", "200"), "size", 1, MOST_IMAGES)
         start = number(query.get("page", "0"), "page", 0, 10**9) * size
         rows = order[start : start + size].astype(np.int64)
-        return as_frame(index.frame(rows, total=len(order), start=start, version=version(index)))
+        return as_frame(
+            index.frame(rows, total=len(order), start=start, of=len(index), classes=index.classes, version=version(index))
+        )
 
     def images(self, request: Request) -> Response:
         """Named images, in the order in which they are named."""

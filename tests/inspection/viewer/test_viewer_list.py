@@ -83,7 +83,7 @@ def test_a_bank_with_a_flipped_byte_is_told_when_it_is_opened_and_in_the_list_fr
         assert state() == "complete"
         refused = client.get("/api/page", params={"bank": name})
         assert refused.status_code == 422
-        assert refused.json()["error"].startswith(f"{name}: damaged, its bytes do not give the digest")
+        assert refused.json()["error"].startswith(f"{name}: block 5 fails its checksum")
         assert state() == "broken"
         assert client.get("/api/page", params={"bank": VARIATIONS}).status_code == 200
 

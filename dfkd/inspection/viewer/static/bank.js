@@ -22,7 +22,7 @@ export default function bank(main) {
     label: "Images of the bank",
     onOpen: index => go({ image: index, of: null }),
     onEdge: (by, focus) => turnTo(pager.page + by, focus),
-    onLook: (found, place) => fill(status, described(found, place, info.classes).map(part => h("span", {}, part))),
+    onLook: (found, place) => fill(status, described(found, place, found.classes).map(part => h("span", {}, part))),
   });
   const pager = makePager(page => turnTo(page));
   const picker = h("div", { class: "field" });
@@ -62,14 +62,12 @@ export default function bank(main) {
     condition.input.value = state.get("where") ?? "";
     condition.fault.textContent = "";
     const before = info;
-    const [next, answer] = await Promise.all([
-      about(name),
-      frame("page", question(state, page)).catch(error => ({ error })),
-    ]);
+    const asking = about(name);
+    asking.catch(() => {}); // it is awaited below, after the images
+    const answer = await frame("page", question(state, page)).catch(error => ({ error }));
     if (mine !== asked) return;
-    info = next;
     if (answer.error) {
-      if (!info.columns.length) throw answer.error;
+      await asking; // what is wrong with the bank goes before what is wrong with the question
       condition.fault.textContent = answer.error.message;
       grid.element.classList.add("stale");
       if (!grid.shown) drawEmpty("No images are shown: the condition or the order cannot be read.");
@@ -81,6 +79,9 @@ export default function bank(main) {
       const last = Math.ceil(answer.total / PAGE) - 1;
       if (page < last) idle(() => mine === asked && frame("page", question(state, page + 1)).catch(() => {}));
     }
+    const next = await asking;
+    if (mine !== asked) return;
+    info = next;
     const edge = info.shape[1];
     condition.suggest(info);
     sort.show(info.columns, state.get("sort") ?? "index");
@@ -92,10 +93,9 @@ export default function bank(main) {
 
   function draw(state, answer) {
     grid.element.classList.remove("stale");
-    const edge = info.shape[1];
-    grid.show(answer, info.classes, { size: sizeOf(state, edge), sort: state.get("sort") ?? "index", focus: turned?.focus ?? null });
-    pager.show(answer.total, answer.start, PAGE, info.images);
-    drawEmpty(answer.total ? "" : info.images ? "No image fulfils this condition." : "There are no images in this bank (yet).");
+    grid.show(answer, answer.classes, { size: sizeOf(state, answer.size), sort: state.get("sort") ?? "index", focus: turned?.focus ?? null });
+    pager.show(answer.total, answer.start, PAGE, answer.of);
+    drawEmpty(answer.total ? "" : answer.of ? "No image fulfils this condition." : "There are no images in this bank (yet).");
     if (turned) scrollTo({ top: Math.min(scrollY, main.offsetTop) });
     measured(turned ? "page turn" : "page", turned?.at ?? 0);
     turned = null;

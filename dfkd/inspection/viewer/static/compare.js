@@ -2,14 +2,14 @@
 
 import { ask, frame } from "./api.js";
 import { chart, text } from "./charts.js";
-import { fill, h, number } from "./dom.js";
+import { colour, fill, h, number } from "./dom.js";
 import { described, makeGrid } from "./grid.js";
 import { makePager } from "./pager.js";
 import { classesOf, conditionField, pickBank, sizeField, sizeOf, sortField, usable } from "./pickers.js";
 import { current, go } from "./state.js";
 
 const PAGE = 100;
-const TONES = ["#0b5394", "#cc4c02"];
+const TONES = [colour(0), colour(1)];
 
 export default function compare(main) {
   let asked = 0;

@@ -48,7 +48,10 @@ export function debounced(action, wait) {
 }
 
 // Colours of classes: the pages' own for the first ones, then evenly around the circle.
-const COLOURS = ["#0b5394", "#cc4c02", "#3a7d44", "#7b3294", "#b58900", "#00838f", "#ad1457", "#6d4c41", "#5c6bc0", "#7cb342"];
+const DARK = matchMedia("(prefers-color-scheme: dark)").matches;
+const COLOURS = DARK
+  ? ["#6ea8e0", "#f0894b", "#81c784", "#c792ea", "#e6c34d", "#4dd0e1", "#f48fb1", "#bcaaa4", "#9fa8da", "#c5e1a5"]
+  : ["#0b5394", "#cc4c02", "#3a7d44", "#7b3294", "#b58900", "#00838f", "#ad1457", "#6d4c41", "#5c6bc0", "#7cb342"];
 export function colour(number, count = 10) {
   return count <= COLOURS.length ? COLOURS[number % COLOURS.length] : `hsl(${(number * 137.5) % 360} 60% ${40 + 15 * (number % 3)}%)`;
 }

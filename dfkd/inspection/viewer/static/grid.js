@@ -84,7 +84,7 @@ export function makeGrid({ label, onOpen, onEdge = () => {}, onLook = () => {} }
       button.dataset.index = index[place];
       button.setAttribute("aria-label", `image ${index[place]}, label ${name}${wrong ? `, prediction ${classes[prediction[place]]}` : ""}`);
     }
-    paint(sprite, found, [...index.keys()], ROW);
+    if (count) paint(sprite, found, [...index.keys()], ROW);
     lay();
     if (count) rove(focus === "last" ? count - 1 : 0);
     if (count && focus !== null) cells[focus === "last" ? count - 1 : 0].button.focus({ preventScroll: focus === "keep" });
