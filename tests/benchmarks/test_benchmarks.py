@@ -206,8 +206,7 @@ def test_a_recipe_is_the_published_one():
     assert published("dafl", None) == METHODS["dafl"].settings()
     budget = measure_method("dda", TINY, Runtime.create("fast", "cpu"), before=3600.0)
     assert (budget.syntheses, budget.student_steps, budget.steps) == (200, 200 * DDASettings().kd_steps, DDASettings().g_steps)
-    assert budget.synthesis > budget.student > 0
-    assert budget.hours > 1
+    assert budget.student > 0
 
 
 def test_markdown_escapes_and_rounds():
