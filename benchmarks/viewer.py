@@ -104,9 +104,12 @@ def turned(page: Page, turns: int, pause: float) -> list[float]:
 def jumped(page: Page, turns: int, last: int) -> list[float]:
     """Go to pages that nothing was fetched for: from the key to the images on the screen."""
     before = len(page.evaluate("performance.getEntriesByName('page turn')"))
-    targets = np.random.default_rng(0).permutation(np.arange(2, max(last, 3)))[:turns]
-    for number, target in enumerate(targets.tolist()):
-        page.get_by_label("Page", exact=True).fill(str(target + 1))
+    field = page.get_by_label("Page", exact=True)
+    now = int(field.input_value()) - 1
+    others = [number for number in range(last + 1) if number not in (now, now + 1)]  # the next one is there already
+    targets = np.random.default_rng(0).permutation(others)[:turns].tolist()
+    for number, target in enumerate(targets):
+        field.fill(str(target + 1))
         page.keyboard.press("Enter")
         durations(page, "page turn", before + number + 1)
     return durations(page, "page turn", before + len(targets))[before:]
@@ -194,17 +197,19 @@ def measure(options: Options, folder: Path) -> Section:
         rows.append(Row("server: from the command to its first answer", seconds, "s"))
         for name, query in CASES.items():
             painted, drawn = opened(page, address, {"bank": path.name, **query})
-            turns = turned(page, min(options.turns, count // PAGE - 1), 0.4)
-            samples |= {f"{name}: turns": turns}
-            first = "the bank is read and checked meanwhile" if not rows[1:] else ""
+            first = "the bank is read and checked meanwhile" if not samples else ""
             rows += [
                 Row(f"{name}: first paint", painted, "s", paint_target),
                 Row(f"{name}: first page of images", drawn, "s", paint_target, first),
-                *figures(f"{name}: to the next page", turns, turn_target, "fetched ahead"),
             ]
+            samples[f"{name}: first page"] = [drawn]
             last = int(page.get_by_label("Page", exact=True).get_attribute("max") or 1) - 1
+            if last < 1:  # a small bank
+                continue
+            turns = turned(page, min(options.turns, last), 0.4)
             jumps = jumped(page, min(options.turns, last), last)
-            samples |= {f"{name}: jumps": jumps}
+            samples |= {f"{name}: turns": turns, f"{name}: jumps": jumps}
+            rows += figures(f"{name}: to the next page", turns, turn_target, "fetched ahead")
             rows += figures(f"{name}: to any page", jumps, turn_target, "")
             logger.info("viewer, %s: painted in %.2f s, turn %.3f s", name, painted, statistics.median(turns))
         compared, more = transports(address, path.name, page, options.loads)

@@ -3,6 +3,7 @@ import json
 import logging
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,10 +161,11 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
     output = tmp_path / "table.md"
     caplog.set_level(logging.INFO)
-    command.run(
-        quick=True, output=output, only=",".join(command.PARTS), no_compile=False, device="cpu", teacher="wrn161",
-        student="wrn161", batch=4, student_batch=4, steps=1, rounds=2, workers=0,
-    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:  # Playwright keeps a loop in the thread of the tests that use it
+        pool.submit(
+            command.run, quick=True, output=output, only=",".join(command.PARTS), no_compile=False, device="cpu",
+            teacher="wrn161", student="wrn161", batch=4, student_batch=4, steps=1, rounds=2, workers=0,
+        ).result()  # fmt: skip
     page, content = output.read_text(), json.loads(output.with_suffix(".json").read_text())
     printed = capsys.readouterr().out
     names = [row["name"] for section in content["sections"] for row in section["rows"]]

@@ -33,7 +33,8 @@ export async function chart(element, traces, layout = {}) {
   if (!element.isConnected) return element;
   element.classList.add("drawn");
   await library.react(element, traces, look(layout), {
-    displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "", // nothing is sent anywhere
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   });
   element.dataset.ready = "yes";
   return element;

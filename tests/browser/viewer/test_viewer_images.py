@@ -1,78 +1,13 @@
-"""The viewer in Chromium, on a results folder with all that it shows."""
+"""The list of banks and the pages of a bank in Chromium."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser_tools import INIT, VARIATIONS, bank_of, dialog, focused, heading, helper, shown
 from playwright.sync_api import expect
 
-from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
-from dfkd.inspection.scores import scores_of, write_scores
-from dfkd.inspection.sidecar import scores_file
-
-
-def _of_inspection(name):
-    path = Path(__file__).resolve().parents[1] / "inspection" / "viewer" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-expect.set_options(timeout=30_000)  # a busy machine
-helper = _of_inspection("viewer_tree")
-INIT, VARIATIONS, RUN, RUNNING = helper.INIT, helper.VARIATIONS, helper.RUN, helper.RUNNING
-
-
-@pytest.fixture(scope="module")
-def folder(tree, reference, tmp_path_factory):
-    folder = helper.build(tree, tmp_path_factory.mktemp("viewer") / "results")
-    for name in (INIT, VARIATIONS):
-        bank = folder.results / name
-        write_scores(scores_file(bank), scores_of(bank, None, reference))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with helper.served(folder.results) as found:
-        yield found
-
-
-@pytest.fixture
-def opened(page, address):
-    """Go to a view and wait for its images."""
-
-    def go(query, grids=1):
-        page.goto(f"{address}?{query}")
-        expect(page.locator(".grid[data-ready=yes]")).to_have_count(grids)
-        return page
-
-    return go
-
-
-def shown(page):
-    """Indices of the images in the grid, in their order."""
-    return [int(cell.get_attribute("data-index")) for cell in page.locator(".grid .cell:visible").all()]
-
-
-def focused(page):
-    return page.evaluate("Number(document.activeElement.dataset.index)")
-
-
-def dialog(page):
-    return page.locator("#image[open]")
-
-
-def heading(page):
-    return dialog(page).locator("h2")
-
-
-def bank_of(folder, name):
-    return BankReader(folder.results / name).load()
 
 
 def test_all_banks_broken_ones_among_them(page, address, shoot):
@@ -168,48 +103,6 @@ def test_mistakes_are_told_where_they_are_made(browser, address):
     tab.close()
 
 
-def test_from_an_image_to_its_parent_and_variations(opened, folder, shoot):
-    parents = bank_of(folder, VARIATIONS).parents.tolist()
-    parent = next(i for i in range(60) if parents.count(i) == 2)
-    first, second = (i for i, other in enumerate(parents) if other == parent)
-    page = opened(f"view=bank&bank={VARIATIONS}")
-    page.locator(f".grid [data-index='{first}']").click()
-    expect(heading(page)).to_contain_text(f"image {first} of {VARIATIONS}")
-    bars = dialog(page).locator(".answers tr")
-    expect(bars).to_have_count(3, timeout=60_000)
-    expect(bars.first.locator(".answer")).to_have_count(2)
-    expect(dialog(page).get_by_label("Student")).to_contain_text("dda → wrn101, seed 0, last epoch, 75.0 %")
-    neighbours = dialog(page).locator(".neighbours .cell")
-    expect(neighbours).to_have_count(12)
-    expect(dialog(page).locator(".values")).to_contain_text("bn_distance")
-    shoot("viewer_image")
-    dialog(page).locator(".family .cell").first.click()
-    expect(heading(page)).to_contain_text(f"image {parent} of {INIT}")
-    variations = dialog(page).locator(".family .strip").first.locator(".cell")
-    expect(variations).to_have_count(2)
-    assert [int(cell.get_attribute("data-index")) for cell in variations.all()] == [first, second]
-    variations.nth(1).click()
-    expect(heading(page)).to_contain_text(f"image {second} of {VARIATIONS}")
-    page.go_back()
-    expect(heading(page)).to_contain_text(f"image {parent} of {INIT}")
-    page.reload()
-    expect(heading(page)).to_contain_text(f"image {parent} of {INIT}")
-    dialog(page).get_by_label("Look in").select_option(VARIATIONS)
-    expect(page).to_have_url(re.compile("within=banks%2Fbars_wrn101%2Fvariations.lmdb"))
-    expect(neighbours).to_have_count(12)
-    page.keyboard.press("Escape")
-    expect(dialog(page)).to_have_count(0)
-    assert "image=" not in page.url
-
-
-def test_rejected_variations_are_beside_the_accepted(opened, folder):
-    dropped = bank_of(folder, helper.REJECTED).parents.tolist()
-    page = opened(f"view=bank&bank={INIT}&image={dropped[0]}")
-    section = dialog(page).locator(".family")
-    expect(section.get_by_text("rejected by the fidelity filter")).to_be_visible()
-    assert section.locator(".strip").last.locator(".cell").first.get_attribute("data-index") == "0"
-
-
 def test_keys_lead_through_images_and_pages(opened):
     page = opened(f"view=bank&bank={INIT}&sort=confidence")
     order = shown(page)
@@ -282,98 +175,6 @@ def test_pages_are_turned(page, large):
     expect(page).to_have_url(re.compile("page=2$"))
 
 
-def test_two_banks_beside_each_other(opened, folder, shoot):
-    page = opened(f"view=compare&a={INIT}&b={VARIATIONS}", grids=2)
-    expect(page.locator(".chart[data-ready=yes]")).to_have_count(2, timeout=60_000)
-    counts = [bank_of(folder, name).labels.bincount(minlength=3).tolist() for name in (INIT, VARIATIONS)]
-    assert page.evaluate("[...document.querySelectorAll('.chart')[0].data].map(trace => [...trace.y])") == counts
-    page.get_by_label("Score", exact=True).select_option("entropy")
-    expect(page).to_have_url(re.compile("score=entropy"))
-    page.get_by_label("Condition on images").fill("label == middle")
-    page.keyboard.press("Enter")
-    halves = page.locator(".half")
-    expect(halves.nth(0)).to_contain_text(f"{counts[0][1]} of 60 images")
-    expect(halves.nth(1)).to_contain_text(f"{counts[1][1]} of 89 images")
-    shoot("viewer_compare")
-    halves.nth(1).locator(".cell").first.click()
-    expect(heading(page)).to_contain_text(VARIATIONS)
-    page.keyboard.press("Escape")
-    page.get_by_role("button", name="swap").click()
-    expect(halves.nth(0)).to_contain_text(VARIATIONS)
-
-
-def test_features_in_the_plane(page, address, shoot):
-    page.goto(f"{address}?view=scatter&bank={INIT}")
-    plane = page.locator(".plane[data-ready=yes]")
-    expect(plane).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("60 images. The plane holds")).to_be_visible()
-    page.get_by_text("Together with").click()
-    page.get_by_label("bars_wrn101/variations.lmdb").check()
-    expect(page.get_by_text("149 images.")).to_be_visible(timeout=60_000)
-    page.get_by_label("stage").check()
-    expect(page).to_have_url(re.compile("by=bank"))
-    expect(plane.locator(".traces")).to_have_count(2)
-    mark = plane.locator(".points path").first.bounding_box()
-    page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
-    expect(page.locator(".plane-and-image .side")).to_contain_text("prediction")
-    shoot("viewer_scatter")
-    page.mouse.down()
-    page.mouse.up()
-    expect(dialog(page)).to_be_visible()
-    page.keyboard.press("Escape")
-    page.get_by_label("t-SNE").check()
-    expect(page).to_have_url(re.compile("method=tsne"))
-    expect(page.get_by_text("149 images.", exact=False)).to_be_visible(timeout=60_000)
-
-
-def test_measuring_on_request(page, own_address):
-    page.goto(f"{own_address}?view=scatter&bank={VARIATIONS}")
-    expect(page.get_by_text("has no features yet")).to_be_visible()
-    page.goto(f"{own_address}?view=bank&bank={VARIATIONS}")
-    page.get_by_role("button", name="Measure with the teacher").click()
-    expect(page.get_by_role("button", name="bn_distance")).to_be_visible(timeout=60_000)
-    page.goto(f"{own_address}?view=scatter&bank={VARIATIONS}")
-    expect(page.get_by_text("89 images. The plane holds")).to_be_visible(timeout=60_000)
-
-
-@pytest.fixture
-def own_folder(tree, tmp_path):
-    return helper.build(tree, tmp_path / "results")
-
-
-@pytest.fixture
-def own_address(own_folder):
-    with helper.served(own_folder.results) as found:
-        yield found
-
-
-def test_a_run_is_followed_while_it_goes_on(page, own_folder, own_address, shoot):
-    page.goto(f"{own_address}?view=runs")
-    expect(page.locator(".followed")).to_contain_text(RUNNING)  # the one that goes on comes first
-    expect(page.locator(".followed")).to_contain_text("50.00 %")
-    expect(page.locator(".followed")).to_contain_text("running")
-    newest = page.get_by_role("region", name="Newest images").locator(".cell")
-    expect(newest).to_have_count(10)
-    expect(page.locator(".chart[data-ready=yes]")).to_have_count(2, timeout=60_000)
-    rows = [{"epoch": 1, "loss": 2.0, "acc1": 50.0, "agree1": 55.0}, {"epoch": 2, "loss": 1.0, "acc1": 62.5, "agree1": 65.0}]
-    helper.write_rows_csv(own_folder.results / helper.CHECKPOINT / "history.csv", rows)
-    meta = own_folder.meta.model_copy(update={"extra": {"method": "dda"}})
-    with BankWriter(own_folder.growing, meta) as writer:
-        writer.append_images(own_folder.run_images[10:], own_folder.run_labels[10:])
-    expect(page.locator(".followed")).to_contain_text("62.50 %", timeout=20_000)
-    expect(newest).to_have_count(30)
-    assert newest.first.get_attribute("data-index") == "29"
-    assert page.evaluate("[...document.querySelector('.chart').data[0].y]") == [50, 62.5]
-    page.get_by_label(f"show {RUN}").check()
-    expect(page.locator(".followed")).to_have_count(2)
-    shoot("viewer_runs")
-    newest.first.click()
-    expect(heading(page)).to_contain_text("image 29")
-    page.keyboard.press("Escape")
-    page.get_by_role("link", name="all 30").click()
-    expect(page.locator(".grid .cell")).to_have_count(30)
-
-
 def test_a_growing_bank_grows_on_the_screen(page, own_folder, own_address):
     page.goto(f"{own_address}?view=bank&bank={helper.CHECKPOINT}/bank.lmdb")
     expect(page.locator(".grid .cell:visible")).to_have_count(10)
@@ -381,20 +182,6 @@ def test_a_growing_bank_grows_on_the_screen(page, own_folder, own_address):
     with BankWriter(own_folder.growing, meta) as writer:
         writer.append_images(own_folder.run_images[10:], own_folder.run_labels[10:])
     expect(page.locator(".grid .cell:visible")).to_have_count(30, timeout=20_000)
-
-
-def test_names_are_shown_as_they_are(opened, shoot):
-    page = opened("view=bank&bank=banks/odd/names.lmdb")
-    name = helper.HOSTILE
-    expect(page.get_by_role("group", name="Classes").get_by_text(name)).to_be_visible()
-    expect(page.get_by_role("button", name=name).first).to_be_visible()
-    page.locator(".grid .cell").first.click()
-    expect(dialog(page).locator(".label")).to_contain_text(name)
-    expect(dialog(page)).to_contain_text("teacher is not below this folder")
-    page.keyboard.press("Escape")
-    page.goto(page.url.split("?")[0] + "?view=compare&a=banks/odd/names.lmdb&b=" + INIT)
-    expect(page.locator(".chart[data-ready=yes]").first).to_be_visible(timeout=60_000)
-    assert page.locator("img[src=x]").count() == 0
 
 
 @pytest.mark.parametrize("width", [900, 700])
