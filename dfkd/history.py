@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ Row = dict[str, float]
 Columns = dict[str, list[float]]  # of a history that was read, the counter first
 SHOWN = 64  # images of a grid, at most
 GRIDS = 20  # of a job, at most
+REFRESH_SECONDS = 1.0  # between two writes of the partial files, at least
 COUNTERS = ("epoch", "batch", "step")
 
 
@@ -95,11 +97,12 @@ class History:
         self.rows: list[Row] = []
         self.timing: list[Row] = []
         self._board: Board | None = None
+        self._written = -math.inf
         for former in (partial(path), partial(timing(path))):
             former.unlink(missing_ok=True)
 
     def append(self, row: Row, seconds: float, images: int) -> None:
-        """Keep a row, and write all of them to the partial files.
+        """Keep a row, and have the partial files follow.
 
         Args:
             row: its counter counts from 1.
@@ -111,7 +114,8 @@ class History:
         counter = {self.counter: row[self.counter]}
         self.rows.append(row)
         self.timing.append(counter | {"seconds": round(taken, 3), "images": images, "images_per_second": round(speed, 1)})
-        self._write(partial)
+        if time.monotonic() - self._written > REFRESH_SECONDS:
+            self._write(partial)
         self.board().scalars(self._tags(row) | {"speed/images_per_second": speed}, int(row[self.counter]))
 
     def shows(self, total: int) -> bool:
@@ -158,6 +162,7 @@ class History:
             self._board.close()
 
     def _write(self, place: Callable[[Path], Path]) -> None:
+        self._written = time.monotonic()
         write_rows(place(self.path), self.rows, self.columns)
         write_rows(place(timing(self.path)), self.timing, (self.counter, "seconds", "images", "images_per_second"))
 

@@ -10,6 +10,11 @@ from dfkd.history import GRIDS, History, is_shown, panels_of, partial, read_hist
 from dfkd.tensorboard import tile
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("dfkd.history.REFRESH_SECONDS", -1)
+
+
 def filled(folder, epochs, state=None):
     """A history of these epochs in `folder`, the epochs of `state` before them."""
     history = History(folder / "history.csv", folder / "tensorboard", columns=("lr",))
@@ -36,6 +41,14 @@ def test_rows_are_written_with_the_counter_first_and_times_apart(tmp_path):
     rows = list(csv.DictReader((tmp_path / "timing.csv").open()))
     assert rows[1] == {"epoch": "2", "seconds": "2.0", "images": "100", "images_per_second": "50.0"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "tensorboard", "timing.csv"]
+
+
+def test_the_partial_files_are_not_written_for_every_row_of_a_fast_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfkd.history.REFRESH_SECONDS", 3600)
+    history = filled(tmp_path, [1, 2, 3])
+    assert read_history(tmp_path / "history.partial.csv")["epoch"] == [1]
+    history.publish()
+    assert read_history(tmp_path / "history.csv")["epoch"] == [1, 2, 3]
 
 
 def test_no_row_is_a_history_too(tmp_path):

@@ -64,7 +64,7 @@ def find_histories(folder: Path) -> list[Curves]:
 
 
 def _read(path: Path, name: str) -> Curves | None:
-    for file, finished in ((path, True), (partial(path), False)):
+    for file, finished in ((partial(path), False), (path, True)):  # a stage that runs anew leaves the former file for a while
         if file.exists():
             columns = read_history(file)
             times = read_history(timing(file)) if timing(file).exists() else {}
@@ -75,13 +75,12 @@ def _read(path: Path, name: str) -> Curves | None:
 
 def _shards(folder: Path) -> Curves | None:
     """What the shards of the init bank have so far, in the order of their batches."""
-    finished = [_read(path, "init") for path in sorted(folder.glob("*.history.csv"))]
-    so_far = [_read(Path(str(path).replace(".partial", "")), "init") for path in sorted(folder.glob("*.history.partial.csv"))]
-    parts = [part for part in (*finished, *so_far) if part is not None and part.rows]
+    so_far = (path.with_name(path.name.replace(".partial", "")) for path in folder.glob("*.history.partial.csv"))
+    read = [_read(path, "init") for path in sorted({*folder.glob("*.history.csv"), *so_far})]
+    parts = [part for part in read if part is not None and part.rows]
     if not parts:
         return None
-    columns, times = ([getattr(part, name) for part in parts] for name in ("columns", "times"))
-    return Curves("init", _merged(columns), _merged(times), False)
+    return Curves("init", _merged([part.columns for part in parts]), _merged([part.times for part in parts]), False)
 
 
 def _merged(parts: Sequence[Columns]) -> Columns:
@@ -101,7 +100,7 @@ def charts_of(curves: Curves) -> list[Markup]:
     counts = curves.columns[curves.counter]
     found = [_chart(counts, curves.columns, panel, labels, curves.counter) for panel, labels in panels_of(curves.columns)]
     if any(curves.times.get("images_per_second", [])):
-        found.append(_chart(counts, curves.times, SPEED, SPEED.labels, curves.counter))
+        found.append(_chart(curves.times[curves.counter], curves.times, SPEED, SPEED.labels, curves.counter))
     return found
 
 

@@ -21,7 +21,8 @@ from dfkd.evaluation.show import ROWS, duration, size
 from dfkd.files import read_json
 from dfkd.pages import picture_uri, write_page
 
-CARD_KEYS = {"architecture", "dataset", "stage", "settings", "seed", "params", "lineage", "versions", "revision", "sha256"}
+CARD_KEYS = {"architecture", "dataset", "stage", "stage_version", "settings", "seed", "params", "lineage", "versions"}
+CARD_KEYS |= {"revision", "sha256"}
 COUNTS = (("images", "images synthesised"), ("teacher_queries", "teacher queries"), ("optimiser_steps", "optimiser steps"))
 Facts = list[tuple[str, Any]]
 

@@ -57,7 +57,7 @@ def test_what_the_run_writes(finished, tiny_teacher):
     assert card.stage == "distill dafl"
     assert student(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
     rows = list(csv.DictReader((finished / "history.csv").open()))
-    assert list(rows[0]) == ["epoch", "lr", "loss", "g_loss", "g_oh", "g_act", "g_balance", "images", "acc1", "agree1"]
+    assert list(rows[0]) == ["epoch", "lr", "lr_g", "loss", "g_loss", "g_oh", "g_act", "g_balance", "images", "acc1", "agree1"]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     assert float(rows[-1]["acc1"]) == card.metrics["acc1"]
     cost = read_json(finished / "cost.json")

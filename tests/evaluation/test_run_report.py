@@ -143,6 +143,14 @@ def test_a_run_in_progress_is_shown_as_far_as_it_is(run, tiny_bank):
     assert charts(page)["On the test split, %"]["Acc@1"][1] == [50, 92.5, 91.25]
 
 
+def test_a_run_that_starts_anew_is_shown_in_place_of_the_former_one(run):
+    (run / "history.partial.csv").write_text("epoch,acc1\n1,12.5\n")
+    (curves,) = find_histories(run)
+    assert (curves.columns, curves.finished) == ({"epoch": [1], "acc1": [12.5]}, False)
+    (run / "history.partial.csv").write_text("epoch,acc1\n")
+    assert find_histories(run)[0].finished
+
+
 def test_banks_are_reported_from_their_histories_shards_in_the_order_of_their_batches(tmp_path):
     folder = tmp_path / "banks"
     (folder / "shards").mkdir(parents=True)
