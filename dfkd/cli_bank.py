@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from dfkd.cli_bank_convert import convert_app
 from dfkd.cli_options import AsJson, Bank, BankTeacher, Device, print_json
@@ -15,17 +14,21 @@ from dfkd.errors import UserError, nearest
 
 bank_app = typer.Typer(help="Look into image banks, check, gather and convert them.", no_args_is_help=True)
 
+SHEETS = ("class", "stage", "parent", "verdict")
+ORDERS = ("first", "best", "worst")
+
 
 @bank_app.command()
 def info(bank: Bank, as_json: AsJson = False) -> None:
     """Images, classes, score ranges, teacher, settings and lineage of a bank."""
+    from dfkd.bank.reader import BankReader
     from dfkd.bank.stats import summarise, summary_table
 
     summary = summarise(bank)
     if as_json:
         print_json(summary)
     else:
-        Console().print(summary_table(summary))
+        Console().print(summary_table(summary, BankReader(bank, allow_incomplete=True).meta))
 
 
 @bank_app.command()
@@ -33,61 +36,129 @@ def ls(
     places: Annotated[list[Path] | None, typer.Argument(help="folders or banks; `results` when none is named")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the banks in folders: kind, images, size, teacher, status."""
-    from dfkd.bank.reader import BankReader
+    """List the banks in folders: what they are, images, classes, size, teacher, status."""
+    from dfkd.inspection.listing import list_banks, listing_table
 
-    rows: list[dict[str, Any]] = []
-    for place in places or [Path("results")]:
-        if not place.exists():
-            raise UserError(f"{place}: no such file or folder; name where the banks are.")
-        for path in sorted(place.rglob("*.lmdb")) if place.is_dir() else [place]:
-            row: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size}
-            try:
-                meta = BankReader(path, allow_incomplete=True).meta
-            except UserError as error:
-                rows.append(row | {"status": "damaged", "fault": str(error)})
-                continue
-            rows.append(
-                row
-                | {"status": meta.status, "kind": meta.kind, "dataset": meta.dataset.name, "images": meta.images}
-                | {"teacher_sha256": meta.teacher_sha256}
-            )
+    rows = list_banks(places or [Path("results")])
     if as_json:
         print_json(rows)
-        return
-    table = Table("bank", "kind", "data set", "images", "bytes", "teacher", "status")
-    for row in rows:
-        images, teacher = row.get("images"), row.get("teacher_sha256", "")[:12]
-        count = "" if images is None else f"{images:,}"
-        table.add_row(
-            row["path"],
-            row.get("kind"),
-            row.get("dataset"),
-            count,
-            f"{row['bytes']:,}",
-            teacher,
-            row.get("fault", row["status"]),
-        )
-    Console().print(table)
+    else:
+        Console().print(listing_table(rows))
+
+
+@bank_app.command()
+def show(
+    bank: Bank,
+    index: Annotated[int, typer.Argument(help="the image's place in the bank, from 0", metavar="N", min=0)],
+    teacher: BankTeacher = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="also write it, enlarged, as this PNG")] = None,
+    scale: Annotated[int | None, typer.Option(help="enlargement", min=1)] = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Show an image in the terminal beside its parent, with its scores and the classes that the teacher sees in it."""
+    from dfkd.inspection.image import look_at, render, save_picture
+    from dfkd.runtime import Runtime
+
+    shown = look_at(bank, index, teacher, Runtime.create("reference", device))
+    if output is not None:
+        save_picture(shown, output, scale)
+    if as_json:
+        print_json(shown.said)
+    else:
+        console = Console()
+        console.print(render(shown, console, scale))
 
 
 @bank_app.command()
 def grid(
-    bank: Bank,
+    banks: Annotated[list[Path], typer.Argument(help="the bank; with --by stage as many as you like", metavar="BANK...")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the PNG to write")],
-    per_class: Annotated[int, typer.Option(help="images in a row; with --parents, parents in a row")] = 10,
+    by: Annotated[
+        str | None,
+        typer.Option(help="class; stage: banks side by side; parent: before its variations; verdict: also what was dropped"),
+    ] = None,
+    per_class: Annotated[
+        int | None, typer.Option(help="images in a row; by stage, of each bank; by parent or verdict, parents")
+    ] = None,
     scale: Annotated[int | None, typer.Option(help="enlargement; by default images are at least 32 pixels wide")] = None,
     order: Annotated[str, typer.Option(help="first, best or worst")] = "first",
-    score: Annotated[str | None, typer.Option(help="the score that best and worst go by")] = None,
-    parents: Annotated[Path | None, typer.Option(help="the bank that was varied: parents stand before variations")] = None,
+    score: Annotated[str | None, typer.Option(help="the score that best and worst go by, stored or measured")] = None,
+    where: Annotated[str, typer.Option(help="a condition on the images, e.g. 'label_probability < 0.5'")] = "",
+    parents: Annotated[Path | None, typer.Option(help="the bank that was varied; by default the one beside")] = None,
+    rejected: Annotated[Path | None, typer.Option(help="what the filter dropped; by default the bank beside")] = None,
     variations: Annotated[int, typer.Option(help="variations a parent, at most")] = 3,
+    teacher: BankTeacher = None,
+    device: Device = "auto",
 ) -> None:
     """Draw a contact sheet: one row a class."""
-    from dfkd.bank.grid import contact_sheet
+    from dfkd.inspection.sheets import Choice, draw_sheet
+    from dfkd.runtime import Runtime
 
-    if order not in ("first", "best", "worst"):
-        raise UserError(f"--order {order}: {nearest(order, ('first', 'best', 'worst'))}.")
-    contact_sheet(bank, output, per_class, scale, order, score, parents, variations)  # type: ignore[arg-type]
+    if by is None:
+        by = "verdict" if rejected else "parent" if parents else "class"
+    for name, value, known in (("by", by, SHEETS), ("order", order, ORDERS)):
+        if value not in known:
+            raise UserError(f"--{name} {value}: {nearest(value, known)}.")
+    if by != "stage" and len(banks) > 1:
+        raise UserError(f"{banks[1]}: a sheet by {by} shows one bank; name one, or compare them with --by stage.")
+    choice = Choice(order, score, where, teacher, Runtime.create("reference", device))
+    draw_sheet(by, banks, output, choice, per_class, scale, parents, rejected, variations)
+
+
+@bank_app.command()
+def stats(
+    bank: Bank,
+    against: Annotated[
+        Path | None, typer.Option(help="a bank or a prepared data set: FID and KID to it in the teacher's features")
+    ] = None,
+    teacher: BankTeacher = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Figures of each class: pixels, constant and equal images, accept rate, what the teacher says, diversity."""
+    from dfkd.inspection.distances import distances
+    from dfkd.inspection.statistics import statistics
+    from dfkd.inspection.statistics_view import statistics_table
+    from dfkd.runtime import Runtime
+
+    runtime = Runtime.create("reference", device)
+    figures = statistics(bank, teacher, runtime)
+    if against is not None:
+        figures["against"] = distances(bank, against, teacher, runtime)
+    if as_json:
+        print_json(figures)
+    else:
+        Console().print(statistics_table(figures))
+
+
+@bank_app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="a bank", metavar="A")],
+    second: Annotated[Path, typer.Argument(help="another", metavar="B")],
+    features: Annotated[bool, typer.Option("--features", help="also FID and KID in the teacher's features")] = False,
+    teacher: BankTeacher = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Compare two banks: metadata, counts, images by their pixels, labels, scores. Status 0: the same, 1: not, 2: trouble."""
+    from dfkd.bank.difference import difference, difference_table
+
+    result = difference(first, second)
+    if features or teacher:
+        from dfkd.inspection.distances import distances
+        from dfkd.inspection.statistics_view import against_line
+        from dfkd.runtime import Runtime
+
+        result["features"] = distances(first, second, teacher, Runtime.create("reference", device))
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(difference_table(result))
+        if "features" in result:
+            typer.echo(against_line(result["features"]))
+    if not result["same"]:
+        raise typer.Exit(1)
 
 
 @bank_app.command()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name only when the block ends without an error.
+
+    Raises:
+        UserError: `path` is there and not an empty folder, the disk is full or the folder cannot be written; what was written
+            is removed.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is not empty; name a new folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        os.chmod(temporary, 0o777 & ~_umask())
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

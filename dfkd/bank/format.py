@@ -71,6 +71,11 @@ class Block:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, mask: Tensor) -> Block:
+        """The images for which `mask`, bool [n], holds."""
+        parents = None if self.parents is None else self.parents[mask]
+        return Block(self.images[mask], self.labels[mask], {name: v[mask] for name, v in self.scores.items()}, parents)
+
     def checked(self, info: DatasetInfo) -> Block:
         """The block on the CPU with its parents filled in.
 

@@ -185,13 +185,7 @@ def vary_block(
     nowhere = torch.zeros(len(ids), 1, dtype=torch.bool)
     stays = torch.cat([verdict.kept, verdict.itself[:, None]], dim=1).flatten()
     falls = torch.cat([~verdict.kept, nowhere], dim=1).flatten()
-    return _pick(everything, stays), _pick(everything, falls) if bool(falls.any()) else None
-
-
-def _pick(block: Block, mask: torch.Tensor) -> Block:
-    assert block.parents is not None
-    scores = {name: values[mask] for name, values in block.scores.items()}
-    return Block(block.images[mask], block.labels[mask], scores, block.parents[mask])
+    return everything.select(stays), everything.select(falls) if bool(falls.any()) else None
 
 
 def resume_point(kept: BankWriter, dropped: BankWriter, variations: int) -> int:

@@ -41,7 +41,7 @@ def parent_bank(bank: str | Path) -> Path | None:
     meta = BankReader(path, allow_incomplete=True).meta
     if meta.kind not in ("variations", "rejected") or not meta.lineage:
         return None
-    made_from = meta.lineage[-1]
+    made_from = next((step for step in reversed(meta.lineage) if step["stage"] != "prune"), meta.lineage[-1])
     for other, found in _beside(path):
         if (found.stage, found.images) == (made_from["stage"], made_from["images"]) and found.kind == "init":
             return other if found.teacher_sha256 == meta.teacher_sha256 else None
@@ -51,6 +51,13 @@ def parent_bank(bank: str | Path) -> Path | None:
 def child_banks(bank: str | Path) -> list[Path]:
     """The banks beside `bank` whose parent ids point into it: variations, and those that the filter dropped."""
     return [other for other, _ in _beside(Path(bank)) if parent_bank(other) == Path(bank)]
+
+
+def rejected_bank(bank: str | Path) -> Path | None:
+    """The bank beside `bank`, a bank of variations, that holds what the fidelity filter dropped of the same parents."""
+    parent = parent_bank(bank)
+    children = child_banks(parent) if parent is not None else []
+    return next((child for child in children if BankReader(child, allow_incomplete=True).meta.kind == "rejected"), None)
 
 
 def _beside(path: Path) -> Iterator[tuple[Path, BankMeta]]:

@@ -6,7 +6,6 @@ that fits, so that banks of different stages can be compared, sorted and filtere
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfkd.bank.pixels import first_copies, is_constant, pixel_hashes
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
 from dfkd.datasets.views import normalise, to_unit
@@ -97,7 +97,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
     """
     reader = BankReader(bank, allow_incomplete=True)
     if teacher is None:
-        kept = _kept(reader, reader.meta.teacher_sha256)
+        kept = kept_scores(reader, reader.meta.teacher_sha256)
         if kept is not None:
             return kept
         teacher = find_teacher(reader.path, reader.meta.teacher_sha256)
@@ -105,7 +105,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
             sha256 = reader.meta.teacher_sha256[:12]
             raise UserError(f"{bank}: its teacher (SHA-256 {sha256}…) is not in the results around it; name it with --teacher.")
     model, card = load_model(teacher, runtime)
-    kept = _kept(reader, card.sha256)
+    kept = kept_scores(reader, card.sha256)
     if kept is not None:
         return kept
     if card.dataset.shape != reader.meta.dataset.shape or len(card.dataset.classes) != len(reader.meta.dataset.classes):
@@ -115,7 +115,8 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
     return measure(reader, model, card.architecture, card.sha256, runtime, batch_size)
 
 
-def _kept(reader: BankReader, teacher_sha256: str) -> BankScores | None:
+def kept_scores(reader: BankReader, teacher_sha256: str) -> BankScores | None:
+    """The scores beside the bank if they are of this very bank and teacher; None otherwise."""
     path = scores_file(reader.path)
     if not path.exists():
         return None
@@ -147,7 +148,7 @@ def measure(
     hashes: list[bytes] = []
     with _Moments(model, classes) as moments, progress("score images", reader.meta.blocks) as steps:
         for block in reader.blocks():
-            hashes += [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in block.images]
+            hashes += pixel_hashes(block.images)
             parts: dict[str, list[Tensor]] = {}
             for images, labels in zip(block.images.split(batch_size), block.labels.split(batch_size), strict=True):
                 unit = normalise(to_unit(images.to(runtime.device)), info)
@@ -167,11 +168,11 @@ def measure(
                 found.setdefault(name, []).append(column.numpy())
             steps.advance()
     columns = {name: np.concatenate(values) for name, values in found.items()}
-    if not all(np.isfinite(values).all() for values in columns.values()):
+    if not all(np.isfinite(columns[name]).all() for name in MEASURED if name in columns):
         raise UserError(
             f"{reader.path}: the answers of teacher {architecture} are not finite; give a teacher that was trained."
         )
-    columns["duplicate_of"] = _duplicates(hashes)
+    columns["duplicate_of"] = first_copies(hashes)
     of_class, of_all = moments.distances()
     everything = np.concatenate(features) if features else np.zeros((0, 0), np.float16)
     nothing = torch.zeros(0, min(TOP, classes))
@@ -192,15 +193,8 @@ def _answers(log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _pixels(images: Tensor) -> dict[str, Tensor]:
-    flat = images.flatten(1)
-    deviation, mean = torch.std_mean(flat.float(), dim=1, correction=0)
-    return {"brightness": mean, "contrast": deviation, "constant": (flat == flat[:, :1]).all(1).to(torch.uint8)}
-
-
-def _duplicates(hashes: list[bytes]) -> np.ndarray:
-    first: dict[bytes, int] = {}
-    before = [first.setdefault(value, index) for index, value in enumerate(hashes)]
-    return np.array([-1 if other == index else other for index, other in enumerate(before)], dtype=np.int64)
+    deviation, mean = torch.std_mean(images.flatten(1).float(), dim=1, correction=0)
+    return {"brightness": mean, "contrast": deviation, "constant": is_constant(images).to(torch.uint8)}
 
 
 class _Moments:
