@@ -99,7 +99,7 @@ def _read_parts(bank: Path, teacher: Path | None, runtime: Runtime) -> list[Part
 
 
 def _other_outcome(bank: Path, parents: Path) -> Path | None:
-    """What the filter dropped beside a bank of variations, and the other way round; a pruned bank is no longer all of either."""
+    """What the filter dropped beside a bank of variations, or the other way round; a pruned bank is no longer all of either."""
     if _pruned(own := BankReader(bank, allow_incomplete=True).meta):
         return None
     for path in child_banks(parents):
