@@ -9,7 +9,7 @@ from typing import NamedTuple
 import h5py
 
 from dfkd.bank.arrays import export_hdf5, hdf5_note, hdf5_rows
-from dfkd.bank.exchange import NOTE_FILE, Note, Row, found, restore
+from dfkd.bank.exchange import NOTE_FILE, Note, Row, publish_new, restore
 from dfkd.bank.folder import TABLE, export_folder, folder_note, folder_rows
 from dfkd.bank.format import BankMeta
 from dfkd.bank.parquet import export_parquet, parquet_note, parquet_rows
@@ -82,4 +82,4 @@ def import_bank(source: str | Path, output: str | Path, info: DatasetInfo | None
         return restore(output, note, kind.rows(path, note.meta.dataset, note), path)
     if info is None or teacher_sha256 is None:
         raise UserError(f"{path}: says of no bank that it was exported from; name the teacher of its images with --teacher.")
-    return found(output, info, teacher_sha256, kind.rows(path, info, None), path)
+    return publish_new(output, info, teacher_sha256, kind.rows(path, info, None), path)

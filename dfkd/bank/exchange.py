@@ -116,7 +116,9 @@ def restore(output: str | Path, note: Note, rows: Iterator[Row], source: str | P
     return BankReader(output).meta
 
 
-def found(output: str | Path, info: DatasetInfo, teacher_sha256: str, rows: Iterator[Row], source: str | Path) -> BankMeta:
+def publish_new(
+    output: str | Path, info: DatasetInfo, teacher_sha256: str, rows: Iterator[Row], source: str | Path
+) -> BankMeta:
     """Publish a new init bank of images from elsewhere, in blocks of 256. Errors of `rows` leave nothing behind."""
     meta = BankMeta(kind="init", dataset=info, teacher_sha256=teacher_sha256, stage="import", stage_version=1)
 
