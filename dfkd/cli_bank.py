@@ -180,6 +180,7 @@ def score(
     typer.echo(f"{target}: {len(scores)} images, {', '.join(scores.columns)}")
 
 
+<<<<<<< HEAD
 @bank_app.command()
 def browse(
     folder: Annotated[Path, typer.Argument(help="where the banks and runs are")] = Path("results"),
@@ -196,6 +197,8 @@ def browse(
     serve(folder, host, port, not no_open, device, typer.echo)
 
 
+=======
+>>>>>>> bankpage
 @bank_app.command()
 def page(
     bank: Bank,

@@ -13,8 +13,12 @@ from typing import Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from dfkd.bank.families import family_sheet
 from dfkd.bank.grid import contact_sheet
+=======
+from dfkd.bank.format import BankMeta
+>>>>>>> bankpage
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
 from dfkd.errors import UserError
@@ -33,6 +37,8 @@ from dfkd.inspection.page_images import (
 )
 from dfkd.inspection.related import child_banks, find_teacher, parent_bank
 from dfkd.inspection.scores import MEASURED, scores_file, scores_of, write_scores
+from dfkd.inspection.sheets import Choice
+from dfkd.inspection.sheets import draw_sheet as draw_contact_sheet
 from dfkd.models.weights import WeightsCard, read_card
 from dfkd.pages import check_page, picture_uri, write_page
 from dfkd.runtime import Runtime
@@ -59,7 +65,7 @@ def write_bank_page(
         runtime: what the scores are measured with, where they are not kept beside the bank.
         images: at most so many images of the bank (and of the other outcome of its filter) are on the page; their parents
             come in addition. None: 2,000, or fewer large ones (`default_count`).
-        grid: a PNG, as `contact_sheet` draws it, variations beside their parents.
+        grid: a PNG, one row a class, variations behind their parents.
         keep_scores: write the scores of the bank, and of the other outcome of its filter, to `NAME.scores.h5` beside them.
 
     Returns:
@@ -76,11 +82,16 @@ def write_bank_page(
     if keep_scores:
         _keep_scores(part for part in parts if not part.parents)
     if grid is not None:
+<<<<<<< HEAD
         of_parents = next((part.path for part in parts if part.parents), None)
         if of_parents is None:
             contact_sheet(bank, grid)
         else:
             family_sheet(bank, of_parents, grid)
+=======
+        by = "parent" if any(part.parents for part in parts) else "class"
+        draw_contact_sheet(by, [bank], grid, Choice("first", None, "", teacher, runtime))
+>>>>>>> bankpage
     words = _page_words(bank, output, teacher, images, grid, keep_scores)
     content, shown = _content(parts, images or default_count(own.reader.meta.dataset.shape), teacher, words)
     write_page(output, "bank_page.html", **content)
@@ -90,14 +101,29 @@ def write_bank_page(
 def _read_parts(bank: Path, teacher: Path | None, runtime: Runtime) -> list[Part]:
     """The bank, the other outcome of its filter where it lies beside it, and the bank of the parents."""
     parents = parent_bank(bank)
-    beside = [other for other in child_banks(parents) if other.name != bank.name] if parents else []
-    paths = [bank, *beside, *([parents] if parents else [])]
+    other = _other_outcome(bank, parents) if parents else None
+    paths = [path for path in (bank, other, parents) if path is not None]
     parts = []
     for path in paths:
         scores = scores_of(path, teacher, runtime)  # first: a growing bank has these images and more when it is opened below
         parts.append(Part(path, BankReader(path, allow_incomplete=True), scores, parents=path == parents))
     linked = any((part.scores.columns.get("parent", np.zeros(0)) >= 0).any() for part in parts if not part.parents)
     return [part for part in parts if linked or not part.parents]
+
+
+def _other_outcome(bank: Path, parents: Path) -> Path | None:
+    """What the filter dropped beside a bank of variations, or the other way round; a pruned bank is no longer all of either."""
+    if _pruned(own := BankReader(bank, allow_incomplete=True).meta):
+        return None
+    for path in child_banks(parents):
+        meta = BankReader(path, allow_incomplete=True).meta
+        if meta.kind != own.kind and not _pruned(meta):
+            return path
+    return None
+
+
+def _pruned(meta: BankMeta) -> bool:
+    return any(step.get("stage") == "prune" for step in meta.lineage)
 
 
 def _keep_scores(parts: Any) -> None:
@@ -234,6 +260,8 @@ def _lineage(part: Part) -> list[tuple[str, str]]:
 def _commands(own: Part, words: list[str]) -> list[tuple[str, str]]:
     """What to type for the bank and for this page."""
     meta, place = own.reader.meta, place_of(own.path.parent)
+    if _pruned(meta):  # its stage made another bank; what was removed stands in the lineage
+        return [("This page", shlex.join(words))]
     stage = bank_command(place, meta.stage, meta.settings) if meta.stage in ("init-bank", "augment") else None
     card = own.path.with_name("student.json")
     if meta.stage == "distill" and card.is_file():

@@ -20,6 +20,7 @@ from dfkd.errors import UserError
 from dfkd.inspection import page_figures as figures
 from dfkd.inspection.bank_page import write_bank_page
 from dfkd.inspection.page_images import STAGES, Part, default_count, draw_images, even_shares
+from dfkd.inspection.prune import prune_bank
 from dfkd.inspection.scores import read_scores, scores_file, scores_of
 from dfkd.models import build_model
 from dfkd.models.weights import save_weights
@@ -267,6 +268,20 @@ def test_an_empty_bank_of_a_run_has_a_page(tree, reference, tmp_path):
     assert len(read_scores(scores_file(tmp_path / "bank.lmdb"))) == 0
 
 
+def test_a_pruned_bank_beside_changes_no_page_and_has_its_own(own, variations, reference, tmp_path):
+    shutil.copytree(own.folder.parents[1], tmp_path / "results")
+    folder = tmp_path / "results" / "banks" / "bars_wrn101"
+    prune_bank(folder / "variations.lmdb", "cosine < 0.6", folder / "a.lmdb", None, reference)
+    write_bank_page(folder / "variations.lmdb", folder / "variations.html", None, reference)
+    assert (folder / "variations.html").read_text() == variations.text
+    write_bank_page(folder / "a.lmdb", folder / "a.html", None, reference)
+    page = read_page(folder / "a.html")
+    assert [bank["file"] for bank in page.data["banks"]] == ["a.lmdb", "init.lmdb"]
+    assert min(value for value in page.columns["cosine"] if value is not None) >= 0.6
+    assert "where cosine &lt; 0.6" in page.text
+    assert "dfkd augment" not in page.text
+
+
 def test_a_filter_that_dropped_nothing(own, reference, tmp_path):
     for path in (own.init, own.variations):
         shutil.copy(path, tmp_path)
@@ -304,7 +319,12 @@ def test_the_command_writes_page_sheet_and_scores_at_once(own, tmp_path):
     result = CliRunner().invoke(bank_app, [*words, "--grid", str(grid), "--scores", "--device", "cpu", "--images", "30"])
     assert result.exit_code == 0, result.output
     assert re.search(r"page\.html: \d+ images, \d\.\d MB; .*variations\.lmdb holds \d+", result.output.replace("\n", ""))
+<<<<<<< HEAD
     family_sheet(own.variations, own.init, tmp_path / "other.png")
+=======
+    result = CliRunner().invoke(bank_app, ["grid", str(own.variations), "--by", "parent", "-o", str(tmp_path / "other.png")])
+    assert result.exit_code == 0, result.output
+>>>>>>> bankpage
     assert grid.read_bytes() == (tmp_path / "other.png").read_bytes()
     for path in (own.variations, own.rejected):
         assert len(read_scores(scores_file(path))) == len(BankReader(path))

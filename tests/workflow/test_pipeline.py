@@ -100,11 +100,7 @@ def test_the_report_has_every_file_in_its_category_with_a_caption(finished):
     done = finished("--report", "report.html", TARGET)
     assert done.returncode == 0, done.stdout
     page = (finished.folder / "report.html").read_text()
-<<<<<<< HEAD
-    categories, results = (json.loads(re.search(rf"var {name} = (\{{.*\}});\n", page)[1]) for name in ("categories", "results"))
-=======
     categories, results = (embedded(page, name) for name in ("categories", "results"))
->>>>>>> runs
     found = {
         (category, subcategory): sorted(" ".join(results[path]["labels"].values()) for path in paths)
         for category, inner in categories.items()
@@ -125,14 +121,9 @@ def test_the_report_has_every_file_in_its_category_with_a_caption(finished):
         words = re.sub("<[^>]+>", "", result["caption"])
         assert len(words) > 40, path
         assert not re.search("[{}]|Undefined|None", words), path
-<<<<<<< HEAD
         if not path.endswith(("init.html", "variations.html", "bank.html")):  # these are opened from their folder, or a zip
             assert (finished.folder / path).stat().st_size < 1_500_000  # a browser shows no larger page within the report
-    assert "Result tables" in re.search("var workflow_desc = (.*);", page)[1]
-=======
-        assert (finished.folder / path).stat().st_size < 1_500_000  # a browser shows no larger page within the report
     assert "Result tables" in embedded(page, "workflow_desc")
->>>>>>> runs
 
 
 def test_a_report_names_the_command_that_snakemake_ran(finished):
