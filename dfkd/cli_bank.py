@@ -180,7 +180,6 @@ def score(
     typer.echo(f"{target}: {len(scores)} images, {', '.join(scores.columns)}")
 
 
-<<<<<<< HEAD
 @bank_app.command()
 def browse(
     folder: Annotated[Path, typer.Argument(help="where the banks and runs are")] = Path("results"),
@@ -197,8 +196,6 @@ def browse(
     serve(folder, host, port, not no_open, device, typer.echo)
 
 
-=======
->>>>>>> bankpage
 @bank_app.command()
 def page(
     bank: Bank,

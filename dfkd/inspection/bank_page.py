@@ -13,12 +13,7 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
-from dfkd.bank.families import family_sheet
-from dfkd.bank.grid import contact_sheet
-=======
 from dfkd.bank.format import BankMeta
->>>>>>> bankpage
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
 from dfkd.errors import UserError
@@ -82,16 +77,8 @@ def write_bank_page(
     if keep_scores:
         _keep_scores(part for part in parts if not part.parents)
     if grid is not None:
-<<<<<<< HEAD
-        of_parents = next((part.path for part in parts if part.parents), None)
-        if of_parents is None:
-            contact_sheet(bank, grid)
-        else:
-            family_sheet(bank, of_parents, grid)
-=======
         by = "parent" if any(part.parents for part in parts) else "class"
         draw_contact_sheet(by, [bank], grid, Choice("first", None, "", teacher, runtime))
->>>>>>> bankpage
     words = _page_words(bank, output, teacher, images, grid, keep_scores)
     content, shown = _content(parts, images or default_count(own.reader.meta.dataset.shape), teacher, words)
     write_page(output, "bank_page.html", **content)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from dfkd.bank.families import family_sheet
 from dfkd.bank.format import BankMeta
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
@@ -319,12 +318,8 @@ def test_the_command_writes_page_sheet_and_scores_at_once(own, tmp_path):
     result = CliRunner().invoke(bank_app, [*words, "--grid", str(grid), "--scores", "--device", "cpu", "--images", "30"])
     assert result.exit_code == 0, result.output
     assert re.search(r"page\.html: \d+ images, \d\.\d MB; .*variations\.lmdb holds \d+", result.output.replace("\n", ""))
-<<<<<<< HEAD
-    family_sheet(own.variations, own.init, tmp_path / "other.png")
-=======
     result = CliRunner().invoke(bank_app, ["grid", str(own.variations), "--by", "parent", "-o", str(tmp_path / "other.png")])
     assert result.exit_code == 0, result.output
->>>>>>> bankpage
     assert grid.read_bytes() == (tmp_path / "other.png").read_bytes()
     for path in (own.variations, own.rejected):
         assert len(read_scores(scores_file(path))) == len(BankReader(path))
