@@ -185,6 +185,8 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         assert name.split(":")[0][:20] in printed
     for section in content["sections"]:
         for row in section["rows"]:
+            if "more memory" in row["name"]:  # a difference of two measurements
+                continue
             if row["unit"] in ("s", "MB", "image-steps/s", "images/s", "GFLOP/s", "×", "GFLOP"):
                 assert row["value"] > 0, row
     assert len(content["sections"][1]["samples"][EAGER]) == 2
