@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test browser chaos bench schema clean
+.PHONY: run test browser bench schema clean
 
 run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
@@ -32,10 +32,6 @@ test: $(READY) $(if $(shell command -v chromium),,browser)
 browser:
 	{ apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
-
-# The digits workflow, killed at random a hundred times and started again: hours.
-chaos: $(READY)
-	$(BIN)/python tests/chaos/chaos.py --seeds 100 --output docs/chaos.md
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
