@@ -11,8 +11,8 @@ function keepState() {
   history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
 }
 
-function readState() {
-  const words = new URLSearchParams(location.hash.slice(1)), next = structuredClone(START);
+function readState(hash = location.hash) {
+  const words = new URLSearchParams(hash.slice(1)), next = structuredClone(START);
   const one = (key, known) => known.includes(words.get(key)) ? words.get(key) : START[key];
   next.tab = one("tab", tabs.map(tab => tab.getAttribute("aria-controls")));
   next.sort = one("sort", ["", ...data.scores, "index"]);
@@ -128,7 +128,12 @@ if (byId("grid")) {
       thumbs[current].focus();
     }
   });
-  addEventListener("hashchange", () => { readState(); showState(); });
+  // The close of a dialog may have written its own address meanwhile: what was asked for counts.
+  addEventListener("hashchange", event => {
+    if (location.href !== event.newURL) history.replaceState(null, "", event.newURL);
+    readState(new URL(event.newURL).hash);
+    showState();
+  });
   document.documentElement.classList.add("ready");
   readState();
   showState();
