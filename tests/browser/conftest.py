@@ -21,9 +21,10 @@ def _of_inspection(name):
 tree = _of_inspection("tree")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """The system's Chromium, without a window."""
+    """The system's Chromium, without a window. Per file: while it is open an event loop runs in this thread, which other
+    tests of the same process would meet."""
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield chromium
