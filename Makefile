@@ -26,7 +26,7 @@ test: $(READY) $(if $(shell command -v chromium),,browser)
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The tests of the viewer drive a real Chromium: the distribution's, not one that playwright would download.
 browser:

@@ -14,6 +14,18 @@ from dfkd.settings import InitBankSettings, TeacherSettings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+# What takes longest begins first, so that no process is left alone with it in the end (`--no-loadscope-reorder`).
+LONGEST = ("workflow/test_pipeline.py", "test_killed.py", "workflow/test_reruns.py", "workflow/test_dag.py", "workflow/")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((number for number, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """A data set that a tiny network learns in a second: bright bars, 8×8, three classes; train and test, test alone."""
@@ -66,3 +78,13 @@ def tiny_bank(tiny_teacher, reference, tmp_path_factory) -> Path:
     settings = InitBankSettings(precision="reference", batches=4, batch_size=24, steps=60, lr=1e-2, latent_size=16, width=8)
     init_bank(tiny_teacher, settings, folder / "init.lmdb", folder / "checkpoint", reference)
     return folder / "init.lmdb"
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """The program `dfkd` with its imports behind it: `warm.program` is the text of an executable."""
+    from warm import Warm
+
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()

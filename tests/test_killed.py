@@ -1,6 +1,5 @@
 """Every stage killed with SIGKILL at random moments and started again ends with the bytes of an uninterrupted run."""
 
-import os
 import random
 import signal
 import subprocess
@@ -13,8 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 REFERENCE = ["--set", "precision=reference"]
 
 
-def command(*words):
-    return [sys.executable, "-m", "dfkd.cli", *map(str, words)]
+@pytest.fixture(scope="module")
+def program(warm, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bin") / "dfkd"
+    path.write_text(warm.program)
+    path.chmod(0o755)
+    return path
 
 
 def artefacts(folder):
@@ -44,7 +47,7 @@ def run_killed(words, mark, delays):
     """Start the stage again and again; kill it a while after it has written `mark` to its log. Returns how often."""
     killed = 0
     for delay in [*delays, None]:
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         log = ""
         for line in process.stderr:
             log += line
@@ -61,7 +64,7 @@ def run_killed(words, mark, delays):
 
 
 @pytest.mark.parametrize("stage", ["teacher", "init-bank", "augment", "distill"])
-def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teacher, tiny_bank, tmp_path):
+def test_kill_and_restart_ends_with_the_same_bytes(stage, program, tiny_data, tiny_teacher, tiny_bank, tmp_path):
     def words(folder):
         options = {
             "teacher": (
@@ -104,7 +107,8 @@ def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teache
         }
         start, name, settings = options[stage]
         changes = [word for setting in settings for word in ("--set", setting)]
-        return command(*start, *REFERENCE, *changes, "--checkpoints", folder / "checkpoint", "-o", folder / "out" / name)
+        output = ["--checkpoints", folder / "checkpoint", "-o", folder / "out" / name]
+        return [program, *start, *REFERENCE, *changes, *output]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run_killed(words(whole), "", []) == 0
@@ -118,7 +122,20 @@ def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teache
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny_data, tmp_path):
-    words = command("teacher", "train", "--data", tiny_data.data, "--model", "wrn101", *REFERENCE, "--set", "epochs=100000")
+    words = [
+        sys.executable,
+        "-m",
+        "dfkd.cli",
+        "teacher",
+        "train",
+        "--data",
+        tiny_data.data,
+        "--model",
+        "wrn101",
+        *REFERENCE,
+        "--set",
+        "epochs=100000",
+    ]
     words += ["--checkpoints", str(tmp_path / "c"), "-o", str(tmp_path / "out" / "weights.safetensors")]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:

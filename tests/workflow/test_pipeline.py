@@ -40,23 +40,23 @@ METHOD = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, warm):
     """A working directory with a config of its own in which the target was built."""
     folder = tmp_path_factory.mktemp("pipeline") / "work"
     (folder / "config" / "methods").mkdir(parents=True)
     shutil.copy(ROOT / "config" / "datasets.yaml", folder / "config")
     (folder / "config" / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump(METHOD))
-    workflow = Workflow(folder, folder.parent / "bin", ENTRY)
+    workflow = Workflow(folder, folder.parent / "bin", warm.program)
     jobs = workflow.run(TARGET)
     assert sum(jobs.values()) == 16
     return workflow
 
 
-def copy_of(finished, tmp_path):
+def copy_of(finished, tmp_path, entry):
     """The finished directory once more, times and Snakemake's records included."""
     shutil.copytree(finished.folder, tmp_path / "work")
-    return Workflow(tmp_path / "work", tmp_path / "bin", ENTRY)
+    return Workflow(tmp_path / "work", tmp_path / "bin", entry)
 
 
 def test_the_result_is_valid_and_complete(finished):
@@ -142,8 +142,8 @@ def test_a_second_invocation_runs_nothing(finished):
     assert "Nothing to be done" in done.stdout
 
 
-def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_it(finished, tmp_path):
-    workflow = copy_of(finished, tmp_path)
+def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_it(finished, tmp_path, warm):
+    workflow = copy_of(finished, tmp_path, warm.program)
     (workflow.folder / "data" / "digits.h5").unlink()
     before = json.loads((workflow.folder / TARGET).read_text())
     jobs = workflow.run(TARGET, config=["methods={dda: {defaults: {kd_steps: 3}}}"])
@@ -154,8 +154,8 @@ def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_
     assert not (workflow.folder / "data" / "digits.h5").exists()
 
 
-def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path):
-    workflow = copy_of(finished, tmp_path)
+def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path, warm):
+    workflow = copy_of(finished, tmp_path, warm.program)
     small = {"precision": "reference", "epochs": 1, "rounds": 1, "kd_steps": 2, "batch_size": 16}
     dafl = small | {"synthesis_batch_size": 16, "sample_images": 20, "latent_size": 16, "width": 8}
     for name, settings in (("dafl", dafl), ("real", small)):
@@ -176,8 +176,8 @@ def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path
         assert (run / "generator.safetensors").exists() is (method == "dafl")
 
 
-def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
-    workflow = copy_of(finished, tmp_path)
+def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path, warm):
+    workflow = copy_of(finished, tmp_path, warm.program)
     small = {"precision": "reference", "epochs": 1, "kd_steps": 2, "batch_size": 16, "transfer_set": "bank:init"}
     (workflow.folder / "config" / "methods" / "kd.yaml").write_text(yaml.safe_dump({"defaults": small}))
     changes = ["teacher={overrides: {digits_wrn161: {epochs: 2}}}"]
@@ -204,7 +204,7 @@ def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
 
 
 def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):
-    workflow = copy_of(finished, tmp_path)
+    workflow = copy_of(finished, tmp_path, ENTRY)  # here the stages import what they need, one process each
     assert workflow.run(BANK, config=["scatter=4"]) == {"init_shard": 4, "init_bank": 1}
     for path in (BANK, BANK.replace("lmdb", "history.csv")):
         assert (workflow.folder / path).read_bytes() == (finished.folder / path).read_bytes()
