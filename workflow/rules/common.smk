@@ -1,6 +1,7 @@
 """Helpers of the rules: where the config lies, the settings of one job, and inputs that depend on config or method."""
 
 import contextlib
+import functools
 import hashlib
 import io as text_io
 import json
@@ -205,12 +206,43 @@ def image_options(wildcards, input):
     return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
+@functools.cache
+def campaign_named(name):
+    """The campaign of this name; a fault in it is told before, when the target is checked."""
+    return find_campaign(name, config_folder(), CONFIG)
+
+
+def seeds_of(wildcards):
+    """The seeds of a result: the campaign's for one of a campaign, else those of the config."""
+    name = wildcards.get("campaign")
+    return campaign_named(name).own_seeds if name else CONFIG.seeds
+
+
+def compared(wildcards):
+    """The methods of a comparison: the campaign's for one of a campaign, else those of the config."""
+    if not wildcards.get("campaign"):
+        return CONFIG.compare
+    pair = wildcards.dataset, wildcards.teacher, wildcards.student
+    cells = campaign_cells(wildcards.campaign)[pair]
+    return [cell.method for cell in cells if cell.method != SCRATCH]
+
+
+@functools.cache
+def campaign_cells(name):
+    """The cells of a campaign, by data set, teacher and student."""
+    columns = {}
+    for cell in campaign_named(name).cells():
+        columns.setdefault((cell.dataset, cell.teacher, cell.student), []).append(cell)
+    return columns
+
+
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 
     def files(wildcards):
         run = "results/runs/{method}/{dataset}_{teacher}_{student}".format(**wildcards)
-        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+        seeds = seeds_of(wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in seeds for name in names]
 
     return files
 
@@ -222,8 +254,8 @@ def per_compared(*names):
         pair = "{dataset}_{teacher}_{student}".format(**wildcards)
         return [
             f"results/runs/{method}/{pair}/seed{seed}/{name}"
-            for method in CONFIG.compare
-            for seed in CONFIG.seeds
+            for method in compared(wildcards)
+            for seed in seeds_of(wildcards)
             for name in names
         ]
 
@@ -233,7 +265,33 @@ def per_compared(*names):
 def compared_results(wildcards):
     """The result of every method that is compared."""
     pair = "{dataset}_{teacher}_{student}".format(**wildcards)
-    return [f"results/{method}/{pair}.json" for method in CONFIG.compare]
+    folder = "results"
+    if wildcards.get("campaign"):
+        folder += f"/campaigns/{wildcards.campaign}"
+    return [f"{folder}/{method}/{pair}.json" for method in compared(wildcards)]
+
+
+def campaign_results(wildcards):
+    """The result of every cell of a campaign; that of a student from scratch stands in several."""
+    name = wildcards.campaign
+    cells = campaign_named(name).cells()
+    return list(dict.fromkeys(result_file(name, cell) for cell in cells))
+
+
+def campaign_comparisons(wildcards):
+    """The table of the comparison of every column of a campaign in which there is something to compare."""
+    name = wildcards.campaign
+    columns = campaign_cells(name).items()
+    return [
+        str(Path(comparison_file(name, column)).with_suffix(".csv"))
+        for column, cells in columns
+        if any(cell.method != SCRATCH for cell in cells)
+    ]
+
+
+def campaign_content(wildcards):
+    """All that the file of a campaign says, as JSON."""
+    return canonical(campaign_named(wildcards.campaign).model_dump(mode="json"))
 
 
 def generators(wildcards):
@@ -266,7 +324,7 @@ def config_hash(wildcards):
     content = {
         "dataset": dataset,
         "stages": {stage: resolve(stage, wildcards) for stage in stages},
-        "seeds": CONFIG.seeds,
+        "seeds": seeds_of(wildcards),
         "versions": {
             stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
         },
@@ -292,7 +350,9 @@ def result_options(wildcards, input):
         "generator": input.generators,
     }
     for name, paths in runs.items():
-        for seed, path in zip(CONFIG.seeds, paths):  # a method may keep no generator
+        for seed, path in zip(
+            seeds_of(wildcards), paths
+        ):  # a method may keep no generator
             artefacts.append((f"{name}-seed{seed}", path))
     options = [("--metrics", path) for path in input.metrics]
     options += [("--cost", f"{stage}={path}") for stage, path in costs]
@@ -314,7 +374,8 @@ def per_scratch_seed(*names):
 
     def files(wildcards):
         run = "results/runs/scratch/{dataset}_{student}".format(**wildcards)
-        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+        seeds = seeds_of(wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in seeds for name in names]
 
     return files
 
@@ -328,7 +389,7 @@ def scratch_hash(wildcards):
             "scratch": CONFIG.stage("teacher", *names.values()).model_dump(mode="json"),
             "evaluate": CONFIG.stage("evaluate", **names).model_dump(mode="json"),
         },
-        "seeds": CONFIG.seeds,
+        "seeds": seeds_of(wildcards),
         "versions": {
             stage: version_of(stage)(wildcards)
             for stage in ("prepare", "teacher", "evaluate")
@@ -343,6 +404,6 @@ def scratch_options(wildcards, input):
     options += [("--cost", f"scratch={path}") for path in input.costs]
     options += [("--cost", f"evaluate={path}") for path in input.evaluate_costs]
     options += [("--artefact", f"test={input.test}")]
-    for seed, path in zip(CONFIG.seeds, input.students, strict=True):
+    for seed, path in zip(seeds_of(wildcards), input.students, strict=True):
         options.append(("--artefact", f"student-seed{seed}={path}"))
     return [word for option in options for word in option]
