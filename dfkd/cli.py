@@ -281,6 +281,30 @@ def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
 
 
 @app.command()
+def results(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="folders or result files; `results` when none is named", metavar="FOLDER...")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="table, csv, markdown, latex or json; by default what FILE's name says")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="write to this file")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="of this data set alone (repeatable)")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="of this method alone (repeatable)")] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="of this pair alone, e.g. wrn402_wrn161 (repeatable)")] = None,
+) -> None:
+    """Tabulate all results below a folder: one table for each data set and pair, published figures and costs beside."""
+    from dfkd.evaluation.gather import find_results, group_results, select
+    from dfkd.evaluation.results_table import fault_lines, format_of, write_groups
+
+    chosen = format_of(form, output)
+    found, faults = find_results(places or [Path("results")])
+    write_groups(group_results(select(found, dataset or (), method or (), pair or ())), faults, chosen, output)
+    for line in fault_lines(faults):
+        typer.echo(line, err=True)
+
+
+@app.command()
 def compare(
     results: Annotated[
         list[Path], typer.Argument(help="result files of one data set and pair, one a method", metavar="RESULT...")

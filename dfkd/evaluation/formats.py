@@ -114,6 +114,9 @@ class Amounts(Part):
     teacher_queries: int | float = Field(description="images that the teacher classified")
     optimiser_steps: int | float
     peak_memory: int | float = Field(description="bytes: resident on the CPU, allocated on a GPU; the largest of the jobs")
+    energy: float | None = Field(
+        None, description="joule of the CPU packages and the GPU, other programs included; null unless every job was metered"
+    )
 
 
 class StageCost(Amounts):
@@ -148,6 +151,7 @@ class ResultFile(Part):
     teacher: TeacherSummary | None = Field(description="null for a student from scratch")
     student: StudentSummary
     seeds: list[int] = Field(min_length=1, description="one student per seed")
+    test_images: int | None = Field(None, description="images of the test split; null in older files")
     acc1: Statistic = Field(description="Acc@1 of the last epoch, percent")
     acc5: Statistic = Field(description="Acc@5 of the last epoch, percent")
     agree1: Statistic | None = Field(description="Agree@1 of the last epoch, percent; null without a teacher")
@@ -162,6 +166,7 @@ class ResultFile(Part):
     provenance: Provenance
 
 
+PER_SEED_STAGES = ("distill", "scratch", "evaluate")  # one cost file per seed; the other stages serve all seeds
 # Metrics of `Measured` that a result summarises over the seeds under the same key.
 SUMMARISED = ("acc1", "acc5", "agree1", "lp", "one_minus_js_distance", "nll", "ece")
 

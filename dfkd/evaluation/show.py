@@ -117,21 +117,37 @@ def cost_table(result: ResultFile) -> Table:
     seconds = sum(cost.seconds for cost in result.cost.values())
     table.add_column("stage", footer="all")
     table.add_column("jobs", justify="right", footer=str(sum(cost.jobs for cost in result.cost.values())))
-    table.add_column("time", justify="right", footer=_duration(seconds))
+    table.add_column("time", justify="right", footer=duration(seconds))
     for name, key in (("images", "images"), ("teacher queries", "teacher_queries"), ("optimiser steps", "optimiser_steps")):
         table.add_column(name, justify="right", footer=f"{sum(getattr(cost, key) for cost in result.cost.values()):,.0f}")
     peak = max((cost.peak_memory for cost in result.cost.values()), default=0)
     table.add_column("peak memory", justify="right", footer=_size(peak))
+    joules = [cost.energy for cost in result.cost.values()]
+    metered = any(value is not None for value in joules)
+    if metered:
+        table.add_column("energy", justify="right", footer=energy(sum_known(joules)))
     for stage, cost in result.cost.items():
-        table.add_row(stage, str(cost.jobs), *_amounts(cost))
+        table.add_row(stage, str(cost.jobs), *_amounts(cost, metered))
         if cost.per_seed is not None and cost.jobs > 1:
-            table.add_row("  per seed", "", *_amounts(cost.per_seed), style="dim")
+            table.add_row("  per seed", "", *_amounts(cost.per_seed, metered), style="dim")
     return table
+
+
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """The sum; None if one of the values, or every one, is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if known and len(known) == len(found) else None
+
+
+def root_of(path: Path) -> Path:
+    """The folder `results` that a result file lies in, by its `runs`: its own folder or the one above."""
+    return next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
 
 
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:
     """PNGs beside the teacher, the banks (if the method uses any) and the runs of this result, below its folder `results`."""
-    root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+    root = root_of(path)
     if result.teacher is None:
         yield from sorted((root / "runs" / result.method / f"{result.dataset}_{result.student.name}").rglob("*.png"))
         return
@@ -173,16 +189,25 @@ def _statistic(value: Statistic, decimals: int) -> str:
     return f"{value.mean:.{decimals}f}{spread}"
 
 
-def _amounts(cost: Amounts) -> list[str]:
+def _amounts(cost: Amounts, metered: bool) -> list[str]:
     counts = [f"{number:,.0f}" for number in (cost.images, cost.teacher_queries, cost.optimiser_steps)]
-    return [_duration(cost.seconds), *counts, _size(cost.peak_memory)]
+    return [duration(cost.seconds), *counts, _size(cost.peak_memory), *([energy(cost.energy)] if metered else [])]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: `8.5 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def energy(joules: float | None) -> str:
+    """Joules for people, in Wh or kWh with three digits; a dash where they are not known."""
+    if joules is None:
+        return "–"
+    hours = joules / 3600
+    return f"{hours / 1000:.3g} kWh" if hours >= 999.5 else f"{hours:.3g} Wh"
 
 
 def _size(count: float) -> str:
