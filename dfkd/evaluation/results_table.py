@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfkd.errors import UserError, nearest
-from dfkd.evaluation.compare import Row
+from dfkd.evaluation.compare import Row, csv_cell
 from dfkd.evaluation.gather import Entry, Fault, Group
 from dfkd.evaluation.noise import LEVEL
 from dfkd.evaluation.show import duration, energy
@@ -257,14 +257,8 @@ def as_csv(groups: Sequence[Group]) -> str:
         own |= {"teacher_sha256": group.teacher_sha256, "test_images": group.images}
         for entry in group.entries:
             values = own | _figures(entry)
-            writer.writerow({key: _cell(value) for key, value in values.items()})
+            writer.writerow({key: csv_cell(value) for key, value in values.items()})
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _figures(entry: Entry) -> dict[str, Any]:
