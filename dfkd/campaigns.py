@@ -5,6 +5,7 @@ docs/campaigns.md is for users. The workflow runs a campaign, `dfkd.evaluation.c
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from dfkd.config import Config, check_dataset, check_model, parse, read_yaml
+from dfkd.config import Config, check_dataset, check_model, load_config, parse, read_yaml
 from dfkd.errors import UserError, nearest
 from dfkd.methods import METHODS
 from dfkd.settings import Settings
@@ -174,6 +175,25 @@ def find_campaign(name: str, folder: str | Path, config: Config) -> Campaign:
         known = f"{nearest(name, names)}. A campaign is a file {path}" if names else f"write {path}"
         raise UserError(f"unknown campaign '{name}'; {known}.")
     return check_campaign(read_yaml(path), str(path), config)
+
+
+def read_campaign(text: str, name: str, folder: str | Path) -> tuple[str, Campaign]:
+    """A campaign that is given on the command line, and its name.
+
+    Args:
+        text: its content as JSON, a path that ends in .yaml, or a name in the configuration folder.
+        name: of a campaign given as JSON.
+        folder: the configuration; not read for JSON, which has to give the seeds.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return name, check_campaign(json.loads(text), f"campaign {name}")
+        except json.JSONDecodeError as error:
+            raise UserError(f"campaign: not valid JSON ({error}).") from None
+    config = load_config(folder)
+    if Path(text).suffix in (".yaml", ".yml"):
+        return Path(text).stem, check_campaign(read_yaml(text), text, config)
+    return text, find_campaign(text, folder, config)
 
 
 def check_campaign(values: Any, where: str, config: Config | None = None) -> Campaign:

@@ -47,7 +47,7 @@ class Column:
     places: list[Place]
     teacher_acc1: float | None  # percent; None while no result says it
     note: str  # what must be known to compare the results; empty for most
-    comparison: str  # file of the comparison, relative to the page; "" where there is none
+    comparison: Path | None  # of the methods, below the folder `results`; none where it is not there
 
     def row(self, method: str) -> Row | None:
         """The figures of a method, if they are there."""
@@ -143,10 +143,9 @@ def _column(name: str, places: Sequence[Place], groups: Sequence[Group], results
         filled.append(place if entry is None else replace(place, row=entry.row, best=entry.best))
     teachers = [summary.acc1 for group in groups if (summary := group.first.teacher) is not None]
     page = Path(comparison_file(name, (cell.dataset, cell.teacher, cell.student))).relative_to("results")
-    there = (results / page).exists()
     return Column(
         cell.dataset, cell.teacher, cell.student, filled, teachers[0] if teachers else None, "; ".join(notes),
-        page.relative_to("campaigns").as_posix() if there else "",
+        page if (results / page).exists() else None,
     )  # fmt: skip
 
 
@@ -162,15 +161,16 @@ def total_costs(results: Sequence[ResultFile]) -> list[StageTotal]:
             own = "" if stage in SHARED else f"{result.student.name}_{result.method}"
             stages.setdefault(stage, {})[f"{result.dataset}_{teacher}_{own}", cost] = None
     order = [stage for stage in ORDER if stage in stages] + sorted(set(stages) - set(ORDER))
-    return [_total(stage, [cost for _, cost in stages[stage]]) for stage in order]
+    return [add_up(stage, [(cost.jobs, cost) for _, cost in stages[stage]]) for stage in order]
 
 
-def _total(stage: str, costs: Sequence[StageCost]) -> StageTotal:
-    sums: dict[str, Any] = {
-        key: sum(getattr(cost, key) for cost in costs) for key in ("seconds", "images", "teacher_queries", "optimiser_steps")
-    }
-    sums["peak_memory"] = max(cost.peak_memory for cost in costs)
-    return StageTotal(stage, sum(cost.jobs for cost in costs), Amounts(**sums, energy=sum_known(cost.energy for cost in costs)))
+def add_up(stage: str, parts: Sequence[tuple[int, Amounts]]) -> StageTotal:
+    """The sum of numbers of jobs and what they took; of the peaks of memory the largest."""
+    keys = ("seconds", "images", "teacher_queries", "optimiser_steps")
+    amounts = [own for _, own in parts]
+    sums: dict[str, Any] = {key: sum(getattr(own, key) for own in amounts) for key in keys}
+    peak, joules = max(own.peak_memory for own in amounts), sum_known(own.energy for own in amounts)
+    return StageTotal(stage, sum(jobs for jobs, _ in parts), Amounts(**sums, peak_memory=peak, energy=joules))
 
 
 def write_csv(gathered: Gathered, path: Path) -> None:
