@@ -368,6 +368,31 @@ def plot_run(
         contact_sheet(folder / "bank.lmdb", folder / "bank.png")
 
 
+@app.command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="leave out the one check that touches the network")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
+) -> None:
+    """Say what this machine can do and what to do about what it cannot. Asks huggingface.co whether it is there.
+
+    Exit status 1 if something is missing that every run needs.
+    """
+    from rich.console import Console
+
+    from dfkd.doctor.examine import WIDTH, examine, lacking, print_findings
+    from dfkd.doctor.examine import as_json as to_json
+
+    with Console(stderr=True).status("") as status:
+        findings = examine(config, offline, status.update)
+    if as_json:
+        typer.echo(to_json(findings))
+    else:
+        print_findings(findings, Console(width=None if Console().is_terminal else WIDTH))
+    if lacking(findings):
+        raise typer.Exit(1)
+
+
 @app.command("settings")
 def show_settings(
     stage: Annotated[str, typer.Argument(help=", ".join((*STAGES, "distill")))],
@@ -396,7 +421,8 @@ def main() -> None:
     app.add_typer(bank_app, name="bank")
     setup_logging()
     try:
-        load_plugins(configured())
+        if sys.argv[1:2] != ["doctor"]:  # which says what is wrong with a broken plugin
+            load_plugins(configured())
         app()
     except UserError as error:
         print(f"dfkd: {error}", file=sys.stderr)

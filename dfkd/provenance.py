@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfkd import __version__
 from dfkd.energy import Meter
-from dfkd.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dfkd.runtime import Runtime
 
 LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "transformers", "lmdb", "h5py", "safetensors", "scikit-learn")
 

@@ -140,7 +140,7 @@ def _draw_points(axes: Axes, found: Sequence[tuple[Row, float]], limits: tuple[f
         axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color="#bbbbbb", linewidth=1, zorder=1)
     decades = math.log10(max(costs) / min(costs))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.7 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -131,9 +131,7 @@ def title_of(group: Group) -> str:
 
 def legend(groups: Sequence[Group]) -> list[str]:
     """What the marks in these groups mean, rule by rule, and the notes of the groups."""
-    lines = [
-        "Acc@1, Agree@1 in %: last epoch, mean ± standard deviation over the seeds. Time, images, queries: of one student."
-    ]
+    lines = ["Acc@1, Agree@1 in %: last epoch, mean ± standard deviation over the seeds. Costs: of one student."]
     rules = {entry.row.noise for group in groups for entry in group.entries if not entry.best}
     if "bootstrap" in rules:
         lines.append(
