@@ -85,7 +85,7 @@ def write_campaign(name: str, campaign: Campaign, results: Path, output: Path) -
     """Gather a campaign; writes `output` (HTML) and .csv and .png beside it. What is missing is shown as missing.
 
     Raises:
-        UserError: the output is no HTML file, or an incomplete page would stand where Snakemake would take it for the finished one.
+        UserError: the output is no HTML file, or Snakemake would take an incomplete page for the finished one.
     """
     if output.suffix != ".html":
         raise UserError(f"{output}: a campaign is an HTML file; name one that ends in .html.")
@@ -151,9 +151,9 @@ def lines(gathered: Gathered, view: View) -> list[Line]:
         places = [column.places[index] for column in gathered.columns]
         row = next((place.row for place in places if place.row is not None), None)
         cells = [_shown(place, view, value) for place, value in zip(places, bests, strict=True)]
-        values = [cell.value for cell in cells]
+        values = [cell.value for cell, best in zip(cells, bests, strict=True) if best is not None]
         known = [value for value in values if value is not None]
-        mean = statistics.fmean(known) if known and len(known) == len(values) else None
+        mean = statistics.fmean(known) if known and len(known) == len(values) else None  # over the same columns for all
         badge = "not data-free" if row is not None and not row.data_free else ""
         reference = bool(badge) or method in CONTROLS
         found.append(Line(method, reference, badge, cells, Shown(mean, "" if mean is None else view.text(mean, None))))
