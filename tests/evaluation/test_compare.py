@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(three, tmp_path):
     assert "no result file given" in refusal([])
     assert "method cmi is already in" in refusal([paths[2], paths[2]])
     assert "ends in .html" in refusal(to=tmp_path / "out" / "x.csv")
-    other = make(tmp_path / "other", "dfq", [50.0], student={"name": "wrn162", "params": 1})
+    other = make(tmp_path / "other", "dfq", [50.0], student="wrn162")
     assert "of cifar10_wrn402_wrn162, not of cifar10_wrn402_wrn161" in refusal([*paths, other])
     provenance = read_results(paths)[0].provenance.model_copy(update={"artefacts": {"teacher": "u"}})
     other = make(tmp_path / "other", "dfq", [50.0], provenance=provenance.model_dump())

@@ -47,17 +47,25 @@ def pass_plugins_on():
     os.environ[plugins.VARIABLE] = plugins.passed_on(CONFIG.plugins)
 
 
-def own_code(wildcards):
-    """The hash of the code behind each name in the wildcards that a plugin registered."""
-    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
+# What the wildcards name, in the order in which settings are looked up.
+PARTS = ("dataset", "teacher", "student", "method")
+
+
+def names_of(wildcards):
+    """Data set, teacher, student and method of a job; "" for those that it has not."""
     if wildcards.get("pair"):
-        names = {
-            "dataset": imported_dataset(wildcards),
-            "teacher": imported_model(wildcards),
-        }
-    kind = CONFIG.datasets[names["dataset"]].source.partition(":")[0]
-    asked = [("method", wildcards.get("method", "")), ("source", kind)]
-    asked += [("model", names.get(key, "")) for key in ("teacher", "student")]
+        return imported_dataset(wildcards), imported_model(wildcards), "", ""
+    return tuple(wildcards.get(part, "") for part in PARTS)
+
+
+# A campaign has thousands of jobs, and Snakemake asks for the same settings several times a job: what depends on names alone
+# is worked out once.
+@functools.cache
+def own_code(dataset, teacher, student, method):
+    """The hash of the code behind each of these names that a plugin registered."""
+    source = CONFIG.datasets[dataset].source.partition(":")[0]
+    asked = [("method", method), ("source", source)]
+    asked += [("model", teacher), ("model", student)]
     hashes = {name: plugins.code_hash(kind, name) for kind, name in asked}
     return {name: code for name, code in hashes.items() if code}
 
@@ -66,7 +74,7 @@ def version_of(stage):
     """A params function: the version of the stage, and the code of plugins behind the job's names."""
 
     def version(wildcards):
-        own = own_code(wildcards)
+        own = own_code(*names_of(wildcards))
         return canonical([STAGE_VERSIONS[stage], own]) if own else STAGE_VERSIONS[stage]
 
     return version
@@ -77,20 +85,23 @@ def canonical(content):
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
-def resolve(stage, wildcards):
-    """The settings of the job of `stage` that the wildcards name, as plain values."""
-    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
-    settings = CONFIG.stage(
-        stage, **names, method=wildcards.get("method", DEFAULT_METHOD)
-    )
-    return settings.model_dump(mode="json")
+@functools.cache
+def stage_settings(stage, dataset, teacher, student, method):
+    """The settings of one job of `stage`."""
+    return CONFIG.stage(stage, dataset, teacher, student, method or DEFAULT_METHOD)
+
+
+@functools.cache
+def settings_json(stage, *names):
+    """The settings of one job of `stage` as JSON."""
+    return canonical(stage_settings(stage, *names).model_dump(mode="json"))
 
 
 def settings_of(stage):
     """A params function: the settings of one job of `stage` as JSON."""
 
     def settings(wildcards):
-        return canonical(resolve(stage, wildcards))
+        return settings_json(stage, *names_of(wildcards))
 
     return settings
 
@@ -163,10 +174,7 @@ BANK_STAGES = {"init": ["init-bank"], "variations": ["init-bank", "augment"]}
 
 def transferred(wildcards):
     """Kind and value of the images that the method is given to distil on; ("", "") for most methods."""
-    settings = CONFIG.stage(
-        "distill",
-        **{key: wildcards[key] for key in ("dataset", "teacher", "student", "method")},
-    )
+    settings = stage_settings("distill", *names_of(wildcards))
     return transfer_set(wildcards.method, settings)
 
 
@@ -323,7 +331,10 @@ def config_hash(wildcards):
     dataset = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
     content = {
         "dataset": dataset,
-        "stages": {stage: resolve(stage, wildcards) for stage in stages},
+        "stages": {
+            stage: json.loads(settings_json(stage, *names_of(wildcards)))
+            for stage in stages
+        },
         "seeds": seeds_of(wildcards),
         "versions": {
             stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
