@@ -1,5 +1,6 @@
 """Campaigns on the DAG: what they share, their seeds, what reruns, and what is refused; the stages are stubs."""
 
+import itertools
 import json
 import re
 import shutil
@@ -53,7 +54,7 @@ def calls(workflow, command):
 
 
 def options(words, name):
-    return [value for option, value in zip(words, words[1:], strict=False) if option == name]
+    return [value for option, value in itertools.pairwise(words) if option == name]
 
 
 def test_every_run_is_made_once_and_gathered_with_the_seeds_of_the_campaign(finished):
@@ -149,7 +150,8 @@ def test_runs_are_shared_with_other_campaigns_and_plain_results(finished):
 def test_a_setting_reruns_what_depends_on_it(finished):
     changes = {
         "methods={dafl: {overrides: {digits_wrn162_lenet5: {epochs: 2100}}}}": {
-            "distill_generator": 2, "evaluate": 2, "run_pictures": 2, "campaign_result": 1, "campaign_compare": 1, "campaign": 1,
+            "distill_generator": 2, "evaluate": 2, "run_pictures": 2, "campaign_result": 1, "campaign_compare": 1,
+            "campaign": 1,
         },
         "init_bank={overrides: {mnist: {steps: 2100}}}": {},
     }  # fmt: skip
@@ -171,8 +173,8 @@ def test_an_imported_teacher_and_a_campaign_without_seeds(finished):
     )
     path.unlink()
     assert jobs_in(one[1]) == {
-        "import_teacher": 1, "distill_generator": 1, "evaluate": 1, "run_pictures": 1, "campaign_result": 1, "campaign_compare": 1,
-        "campaign": 1,
+        "import_teacher": 1, "distill_generator": 1, "evaluate": 1, "run_pictures": 1, "campaign_result": 1,
+        "campaign_compare": 1, "campaign": 1,
     }  # fmt: skip
     assert jobs_in(three[1])["distill_generator"] == 3
     assert "seed 5" in three[1]
@@ -224,7 +226,8 @@ def test_a_campaign_of_500_jobs_is_planned_shared_and_complete(tmp_path):
     """What benchmarks/planning.py times with 10,000 jobs."""
     code = (
         "import json, sys; from pathlib import Path; from benchmarks.planning import finish, make_campaign, plan\n"
-        "folder = Path(sys.argv[1]); pairs = make_campaign(folder, 500); fresh = plan(folder); finish(folder); again = plan(folder)\n"
+        "folder = Path(sys.argv[1]); pairs = make_campaign(folder, 500)\n"
+        "fresh = plan(folder); finish(folder); again = plan(folder)\n"
         "print(json.dumps([pairs, fresh.jobs, fresh.output, again.jobs, again.output]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -34,6 +34,8 @@ beside = {{
     "augment": ["variations.cost.json"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
     "evaluate": ["metrics.cost.json"],
+    "compare": [output.stem + ".png", output.stem + ".csv"],
+    "campaign": [output.stem + ".png", output.stem + ".csv"],
     "plot": ["confusion.png", "bank.png"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
