@@ -43,6 +43,7 @@ rule campaign:
     input:
         results=campaign_results,
         comparisons=campaign_comparisons,
+        predictions=campaign_predictions,
     output:
         page=report(
             "results/campaigns/{campaign}.html",

@@ -297,6 +297,17 @@ def campaign_comparisons(wildcards):
     ]
 
 
+def campaign_predictions(wildcards):
+    """The answers of every student of a campaign, which tell what is noise."""
+    cells = campaign_named(wildcards.campaign).cells()
+    return [
+        f"results/runs/{cell.method}/{cell.target}/seed{seed}/predictions.h5"
+        for cell in cells
+        if cell.method != SCRATCH
+        for seed in seeds_of(wildcards)
+    ]
+
+
 def campaign_content(wildcards):
     """All that the file of a campaign says, as JSON."""
     return canonical(campaign_named(wildcards.campaign).model_dump(mode="json"))
