@@ -17,6 +17,10 @@ A table of class `sortable` is sorted by a click on a column's name, by the cell
 of a page that needs `Plotly` itself waits for it: `plotlyReady.then(() => …)`.
 
 A page's bytes depend on its content alone: no times, no random ids.
+
+`snakemake --report report.html` shows a page as a data URI, of which Chromium takes 2 MB: a page of more than 1.5 MB stays
+blank there, and so does any with charts. Such a page wants a smaller one beside it, with pictures in place of charts, to be
+marked for the report.
 """
 
 from __future__ import annotations
@@ -117,7 +121,13 @@ def chart(figure: Figure, height: int | None = None) -> Markup:
         "hoverlabel": {"bgcolor": "#fff"},
     }
     for name in (*(key for key in own if key.startswith(("xaxis", "yaxis"))), "xaxis", "yaxis"):
-        own[name] = {"gridcolor": "#e6e6e6", "linecolor": "#888", "zerolinecolor": "#ccc", **own.get(name, {})}
+        own[name] = {
+            "exponentformat": "power",
+            "gridcolor": "#e6e6e6",
+            "linecolor": "#888",
+            "zerolinecolor": "#ccc",
+            **own.get(name, {}),
+        }
     content["layout"] = layout | own
     height = height or own.get("height", 400)
     text = json.dumps(content, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")

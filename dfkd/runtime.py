@@ -53,7 +53,8 @@ class Runtime:
         if threads > 0:
             torch.set_num_threads(threads)
         reference = precision == "reference"
-        torch.use_deterministic_algorithms(reference, warn_only=True)
+        # does what use_deterministic_algorithms(…, warn_only=True) does without its import of the compiler: two seconds
+        torch.set_deterministic_debug_mode("warn" if reference else "default")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a fifth of a step, decides nothing
         torch.backends.cudnn.benchmark = not reference
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not reference

@@ -22,7 +22,8 @@ from dfkd.errors import UserError
 from dfkd.evaluation.compare import Row, run_folders
 from dfkd.evaluation.formats import ResultFile
 from dfkd.evaluation.labels import label_points
-from dfkd.evaluation.plots import STYLE, read_history
+from dfkd.evaluation.plots import STYLE
+from dfkd.history import read_history
 
 SHOWN = 20  # images of a method
 PALETTES = (("tab10", 10), ("Dark2", 8))

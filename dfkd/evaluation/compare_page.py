@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from dfkd.errors import UserError
 from dfkd.evaluation.compare import Row, read_correct, read_results, table, teacher_of, write_csv
 from dfkd.evaluation.compare_figure import draw_costs, draw_figure, draw_images, read_curve, stack
 from dfkd.evaluation.formats import ResultFile
 from dfkd.evaluation.noise import FEWEST_SEEDS, LEVEL
-from dfkd.evaluation.page_style import SORT, STYLE
 from dfkd.files import atomic_path
+from dfkd.pages import check_page, picture_uri, write_page
 
 # Title of a column, what it means.
 PUBLISHED = (
@@ -49,8 +46,7 @@ def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Ro
     Raises:
         UserError: a file is absent, broken or of another target, or a result does not fit its run.
     """
-    if output.suffix != ".html":
-        raise UserError(f"{output}: a comparison is an HTML file; name one that ends in .html.")
+    check_page(output)
     results = read_results(paths)
     rows = table(results, read_correct(results, runs))
     by_method = {result.method: result for result in results}
@@ -61,51 +57,29 @@ def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Ro
     write_csv(rows, output.with_suffix(".csv"))
     with atomic_path(output.with_suffix(".png")) as temporary:
         stack([figure, *([costs] if costs else []), sheet]).save(temporary, format="PNG")
-    with atomic_path(output) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_page(output, "compare.html", **content)
     return rows
 
 
-def page(first: ResultFile, rows: Sequence[Row], figure: Image.Image, costs: Image.Image | None, sheet: Image.Image) -> str:
-    """The comparison as HTML: styles, script and pictures are within, nothing is loaded.
+def page(
+    first: ResultFile, rows: Sequence[Row], figure: Image.Image, costs: Image.Image | None, sheet: Image.Image
+) -> dict[str, Any]:
+    """What the template of the comparison is filled with.
 
     The columns of energy and of published figures are there if any row has one.
     """
-    teacher = teacher_of(first)
-    title = f"{first.dataset}: {teacher.name} → {first.student.name}"
     metered, published = (any(getattr(row, key) is not None for row in rows) for key in ("energy", "published"))
-    columns = (*COLUMNS, *(ENERGY if metered else ()), *(PUBLISHED if published else ()))
-    head = "".join(f'<th title="{html.escape(meaning)}">{html.escape(name)}</th>' for name, meaning in columns)
-    meanings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>" for name, meaning in columns)
-    body = "".join(_line(row, metered, published) for row in rows)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>Teacher: {teacher.acc1:.2f} % Acc@1, {teacher.params:,} parameters; student: {first.student.params:,} parameters.
-{len(rows)} methods, on the real test split. {_about_noise(rows)}</p>
-<p class="hint">A click on a column's name sorts by it.</p>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}</tbody>
-</table></div>
-<h2>Accuracy and learning curves</h2>
-<img alt="Acc@1 of each method, by epoch and by time" src="{_uri(figure)}">
-{_about_costs(costs)}<h2>What the methods synthesise</h2>
-<p>The first images of the run's own bank, first seed; none for methods that make none of their own.</p>
-<img class="pixels" alt="images of each method" src="{_uri(sheet)}">
-<h2>Columns</h2>
-<dl>{meanings}</dl>
-<script>{SORT}</script>
-</body>
-</html>
-"""
+    return {
+        "title": f"{first.dataset}: {teacher_of(first).name} → {first.student.name}",
+        "teacher": teacher_of(first),
+        "student": first.student,
+        "about_noise": _about_noise(rows),
+        "columns": (*COLUMNS, *(ENERGY if metered else ()), *(PUBLISHED if published else ())),
+        "rows": [(row, _cells(row, metered, published)) for row in rows],
+        "figure": picture_uri(figure),
+        "costs": None if costs is None else picture_uri(costs),
+        "sheet": picture_uri(sheet),
+    }
 
 
 def _about_noise(rows: Sequence[Row]) -> str:
@@ -117,49 +91,30 @@ def _about_noise(rows: Sequence[Row]) -> str:
     )
 
 
-def _about_costs(picture: Image.Image | None) -> str:
-    if picture is None:
-        return ""
-    return f"""<h2>Accuracy against cost</h2>
-<p>Of one student, the banks of its method included; logarithmic axes. Grey, hollow: a control; at the lower edge, with its
-figure: far below the methods. On the grey line: no data-free method was both cheaper and more accurate, noise aside.</p>
-<img alt="Acc@1 of each method against what it took" src="{_uri(picture)}">
-"""
-
-
-def _line(row: Row, metered: bool, published: bool) -> str:
-    badge = "" if row.data_free else ' <span class="badge">not data-free</span>'
+def _cells(row: Row, metered: bool, published: bool) -> list[tuple[Any, str, str, str]]:
+    """Of each column after the method's name: the value that it is sorted by, the words, small ones below, a title."""
     mark = "" if row.exceeds_noise is None else ("● " if row.exceeds_noise else "○ ")
-    interval = "" if row.to_best_low is None else f"<br><small>{row.to_best_low:+.2f} to {row.to_best_high:+.2f}</small>"
-    source = html.escape(row.published_source, quote=True)
-    cells = [
-        f'<th scope="row">{html.escape(row.method)}{badge}</th>',
-        _cell(row.acc1, _spread(row.acc1, row.acc1_std, 2)),
-        _cell(row.to_best, f"{mark}{row.to_best:+.2f}{interval}"),
-        _cell(row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2)),
-        _cell(row.agree1, _spread(row.agree1, row.agree1_std, 2)),
-        _cell(row.lp, _spread(row.lp, row.lp_std, 4)),
-        _cell(row.seconds, f"{row.seconds:,.0f}"),
-        _cell(row.images, f"{row.images:,.0f}"),
-        _cell(row.teacher_queries, f"{row.teacher_queries:,.0f}"),
+    interval = "" if row.to_best_low is None else f"{row.to_best_low:+.2f} to {row.to_best_high:+.2f}"
+    cells: list[tuple[Any, str, str, str]] = [
+        (row.acc1, _spread(row.acc1, row.acc1_std, 2), "", ""),
+        (row.to_best, f"{mark}{row.to_best:+.2f}", interval, ""),
+        (row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2), "", ""),
+        (row.agree1, _spread(row.agree1, row.agree1_std, 2), "", ""),
+        (row.lp, _spread(row.lp, row.lp_std, 4), "", ""),
+        (row.seconds, f"{row.seconds:,.0f}", "", ""),
+        (row.images, f"{row.images:,.0f}", "", ""),
+        (row.teacher_queries, f"{row.teacher_queries:,.0f}", "", ""),
     ]
     if metered:
-        joules = row.energy
-        cells.append(_cell(joules, "" if joules is None else f"{joules / 3600:,.3g}"))
+        cells.append((row.energy, "" if row.energy is None else f"{row.energy / 3600:,.3g}", "", ""))
     if published:
+        figure = "" if row.published is None else f"{row.published:.2f}"
         cells += [
-            _cell(row.published, "" if row.published is None else f'<span title="{source}">{row.published:.2f}</span>'),
-            _cell(row.last_minus_published, _signed(row.last_minus_published)),
-            _cell(row.best_minus_published, _signed(row.best_minus_published)),
+            (row.published, figure, "", row.published_source),
+            (row.last_minus_published, _signed(row.last_minus_published), "", ""),
+            (row.best_minus_published, _signed(row.best_minus_published), "", ""),
         ]
-    kind = ' class="control"' if row.control else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>\n"
-
-
-def _cell(value: float | None, shown: str) -> str:
-    """A table cell that sorts by `value`; an absent one comes last."""
-    known = "" if value is None else str(value)
-    return f'<td data-value="{known}">{shown}</td>'
+    return cells
 
 
 def _spread(value: float | None, spread: float | None, decimals: int) -> str:
@@ -170,9 +125,3 @@ def _spread(value: float | None, spread: float | None, decimals: int) -> str:
 
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
-
-
-def _uri(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

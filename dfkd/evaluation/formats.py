@@ -64,7 +64,7 @@ class MetricsFile(Part):
 
     format_version: int = FORMAT_VERSION
     dataset: str
-    method: str
+    method: str = Field(description="of distilled weights; `scratch`: trained on the labels, `imported`: trained elsewhere")
     data_free: bool = Field(description="whether the student saw no real image")
     notes: dict[str, str] = Field(description="what the method says of its run, such as the embedding that it used")
     seed: int
@@ -74,6 +74,30 @@ class MetricsFile(Part):
     student: Weights
     last: Measured = Field(description="the last epoch: the headline")
     best: Measured | None = Field(description="the epoch with the best Acc@1 on this test split; null if not kept")
+
+
+class EvaluatedCheckpoint(Weights):
+    """A checkpoint in a table of several."""
+
+    checkpoint: str = Field(description="name of its file, or what tells its path from the others'")
+    macs: int = Field(description="multiply-adds of the convolutions and linear layers for one image")
+    acc1: float = Field(description="Acc@1, percent")
+    acc5: float = Field(description="Acc@5, percent")
+    agree1: float | None = Field(description="Agree@1 with the teacher, percent; null for the teacher, or without one")
+    lp: float | None = Field(description="probability loyalty L_p; likewise")
+    one_minus_js_distance: float | None = Field(description="mean(1 - sqrt(JSD)); likewise")
+    nll: float = Field(description="negative log-likelihood of the labels")
+    ece: float = Field(description="expected calibration error, 0 to 1")
+
+
+class EvaluationFile(Part):
+    """`evaluation.json`: checkpoints beside each other on one test split."""
+
+    format_version: int = FORMAT_VERSION
+    dataset: str
+    images: int = Field(description="images of the test split")
+    teacher: EvaluatedCheckpoint | None = Field(description="what the checkpoints are compared with; null if none was given")
+    checkpoints: list[EvaluatedCheckpoint] = Field(description="in the order in which they were given")
 
 
 class TeacherSummary(Part):

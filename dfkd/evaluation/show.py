@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 from dfkd.evaluation.formats import Amounts, ResultFile, Statistic, read_result
 from dfkd.evaluation.published import PublishedFigure
 from dfkd.methods import METHODS
+from dfkd.pages import write_page
 
 # key of the result, name, decimals, unit
 ROWS = (
@@ -33,7 +35,6 @@ def show(path: str | Path, console: Console | None = None) -> None:
     """Print a result: our metrics, the published figures beside them, what each stage took, where the pictures are."""
     result = read_result(path)
     console = console or Console(width=None if Console().is_terminal else WIDTH)
-    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
     console.print()
     console.print(f"[bold]{result.dataset}[/]: {_networks(result)}", highlight=False)
     variations = ""
@@ -42,7 +43,7 @@ def show(path: str | Path, console: Console | None = None) -> None:
         kept = "" if rate is None else f", {100 * rate:.1f} % of them kept by the fidelity filter"
         variations = f"; variations: {result.augmentation.backend}{kept}"
     notes = "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in result.notes.items())
-    console.print(f"method {result.method}, {seeds}{variations}{notes}", highlight=False)
+    console.print(f"method {result.method}, {_seeds(result)}{variations}{notes}", highlight=False)
     if not result.data_free:
         console.print("[bold]not data-free[/]: the student was trained on real images", highlight=False)
     console.print()
@@ -55,6 +56,56 @@ def show(path: str | Path, console: Console | None = None) -> None:
         console.print("\nPictures", style="bold")
         for picture in pictures:
             console.print(Text(f"  {picture}"), soft_wrap=True)  # a path is copied whole
+
+
+def write_result_page(path: str | Path, output: str | Path) -> None:
+    """Write the tables of a result as an HTML page."""
+    result = read_result(path)
+    notes = [f"{key.replace('_', ' ')}: {value}" for key, value in result.notes.items()]
+    if result.augmentation is not None:
+        notes.append(f"variations: {result.augmentation.backend}")
+    plain = [row for row in result.published if row.metric in PUBLISHED_METRICS and not row.note]
+    tables = [metrics_table(result), *([published_table(result, plain)] if plain else []), cost_table(result)]
+    networks = "_".join(part.name for part in (result.teacher, result.student) if part is not None)
+    write_page(
+        output,
+        "result.html",
+        title=f"{result.dataset}: {networks.replace('_', ' → ')} by {result.method}",
+        networks=_networks(result),
+        data_free=result.data_free,
+        notes="; ".join([_seeds(result), *notes]),
+        tables=[_as_rows(table) for table in tables],
+        provenance=_provenance(result),
+    )
+
+
+def _provenance(result: ResultFile) -> list[tuple[str, str]]:
+    own = result.provenance
+    machines = {", ".join(f"{key} {value}" for key, value in one.items()) for used in own.hardware.values() for one in used}
+    return [
+        ("written", own.date),
+        ("configuration, SHA-256", own.config_hash),
+        ("versions", ", ".join(f"{name} {version}" for name, version in own.versions.items())),
+        ("source revision", own.revision),
+        ("hardware", "; ".join(sorted(machines))),
+        *((f"{name}, SHA-256", value) for name, value in own.artefacts.items()),
+    ]
+
+
+def _seeds(result: ResultFile) -> str:
+    return f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
+
+
+def _as_rows(table: Table) -> dict[str, Any]:
+    """A table of rich for the template: title, names, rows with their style, and the last line if it has one."""
+    columns = table.columns
+    cells = zip(*(column.cells for column in columns), strict=True)
+    return {
+        "title": table.title,
+        "heads": [column.header for column in columns],
+        "rows": [(row.style or "", line) for row, line in zip(table.rows, cells, strict=False)],
+        "foot": [column.footer for column in columns] if table.show_footer else [],
+    }
 
 
 def _networks(result: ResultFile) -> str:
@@ -121,7 +172,7 @@ def cost_table(result: ResultFile) -> Table:
     for name, key in (("images", "images"), ("teacher queries", "teacher_queries"), ("optimiser steps", "optimiser_steps")):
         table.add_column(name, justify="right", footer=f"{sum(getattr(cost, key) for cost in result.cost.values()):,.0f}")
     peak = max((cost.peak_memory for cost in result.cost.values()), default=0)
-    table.add_column("peak memory", justify="right", footer=_size(peak))
+    table.add_column("peak memory", justify="right", footer=size(peak))
     joules = [cost.energy for cost in result.cost.values()]
     metered = any(value is not None for value in joules)
     if metered:
@@ -191,7 +242,7 @@ def _statistic(value: Statistic, decimals: int) -> str:
 
 def _amounts(cost: Amounts, metered: bool) -> list[str]:
     counts = [f"{number:,.0f}" for number in (cost.images, cost.teacher_queries, cost.optimiser_steps)]
-    return [duration(cost.seconds), *counts, _size(cost.peak_memory), *([energy(cost.energy)] if metered else [])]
+    return [duration(cost.seconds), *counts, size(cost.peak_memory), *([energy(cost.energy)] if metered else [])]
 
 
 def duration(seconds: float) -> str:
@@ -210,7 +261,8 @@ def energy(joules: float | None) -> str:
     return f"{hours / 1000:.3g} kWh" if hours >= 999.5 else f"{hours:.3g} Wh"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

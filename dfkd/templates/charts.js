@@ -5,7 +5,7 @@ const plotlyReady = (async () => {
   const script = document.createElement("script");
   script.textContent = await new Response(unpacked).text();
   document.head.append(script);
-  const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+  const options = {responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]]};
   await Promise.all([...document.querySelectorAll(".chart > script")].map(own => {
     const place = own.parentElement, figure = JSON.parse(own.textContent);
     delete figure.layout.width;

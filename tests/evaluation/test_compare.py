@@ -16,6 +16,7 @@ from dfkd.evaluation.compare_figure import read_curve
 from dfkd.evaluation.compare_page import write_comparison
 from dfkd.evaluation.formats import read_result
 from dfkd.evaluation.published import matching
+from dfkd.evaluation.show import write_result_page
 
 
 @pytest.fixture
@@ -96,8 +97,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.rows and "tr" in self.open:
-            self.rows[-1] += data + "|"
+        if self.rows and "tr" in self.open and data.strip():
+            self.rows[-1] += data.strip() + "|"
 
 
 def test_page(three):
@@ -235,3 +236,23 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(three, tmp_path):
     assert "its Acc@1 is 71.00 %, the result's 88.00 %" in refusal()
     (runs / "cmi" / TARGET / "seed1" / "predictions.h5").unlink()
     assert "predictions.h5: no such file" in refusal()
+
+
+def test_a_result_as_a_page_has_the_tables_that_are_printed(tmp_path):
+    path = make(tmp_path, "cmi", [90.0, 88.0, 89.0], notes={"label_embedding": "<clip>"})
+    output = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["show", str(path), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    text = output.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    rows = [[cell.strip() for cell in row.split("|")[:-1]] for row in page.rows]
+    assert ["Acc@1", "89.00 ± 1.00 %", "90.00  88.00  89.00"] in rows
+    assert any(row[:2] == ["cmi (ours, last epoch)", "89.00 ± 1.00"] for row in rows)
+    assert any(row[0] == "DAFL" and row[1] == "72.15" for row in rows)
+    assert [row[1] for row in rows if row[0] == "all"] == ["8"]  # jobs of all stages: 1 + 1 + 3 + 3
+    assert "label embedding: &lt;clip&gt;" in text
+    assert "seeds 0, 1, 2" in text
+    assert "not data-free" not in text
+    write_result_page(make(tmp_path, "real", [90.0]), output)
+    assert "not data-free" in output.read_text(encoding="utf-8")

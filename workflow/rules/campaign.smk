@@ -2,6 +2,18 @@
 use rule result as campaign_result with:
     output:
         result="results/campaigns/{campaign}/{method}/{dataset}_{teacher}_{student}.json",
+        page=report(
+            "results/campaigns/{campaign}/{method}/{dataset}_{teacher}_{student}.html",
+            caption="../report/result.rst",
+            category="Campaigns",
+            subcategory="{campaign}",
+            labels={
+                "dataset": "{dataset}",
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "file": "result of {method}",
+            },
+        ),
     log:
         "logs/campaign_result/{campaign}/{method}/{dataset}_{teacher}_{student}.log",
     benchmark:
@@ -11,6 +23,18 @@ use rule result as campaign_result with:
 use rule result_scratch as campaign_result_scratch with:
     output:
         result="results/campaigns/{campaign}/scratch/{dataset}_{student}.json",
+        page=report(
+            "results/campaigns/{campaign}/scratch/{dataset}_{student}.html",
+            caption="../report/result.rst",
+            category="Campaigns",
+            subcategory="{campaign}",
+            labels={
+                "dataset": "{dataset}",
+                "teacher": "none",
+                "student": "{student}",
+                "file": "result of scratch",
+            },
+        ),
     log:
         "logs/campaign_result/{campaign}/scratch/{dataset}_{student}.log",
     benchmark:

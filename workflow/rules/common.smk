@@ -244,6 +244,25 @@ def campaign_cells(name):
     return columns
 
 
+def evaluation_pictures(folder, pair, method):
+    """Outputs of an evaluation: its pictures in a run's folder, each with its place in the report."""
+    return {
+        name: report(
+            f"{folder}/{name}.png",
+            caption=f"../report/{name}.rst",
+            category="Runs",
+            subcategory=pair,
+            labels={"method": method, "seed": "{seed}", "file": title},
+        )
+        for name, title in EVALUATION_PICTURES.items()
+    }
+
+
+def bank_options(wildcards, input):
+    """`--bank` for each bank that the run started from, and for its own."""
+    return [word for bank in [*input.banks, input.bank] for word in ("--bank", bank)]
+
+
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 
@@ -330,9 +349,17 @@ def bank_costs(wildcards):
 
 
 def bank_pictures(wildcards):
-    """The pictures of the banks that the method starts from."""
+    """The pictures and pages of the banks that the method starts from."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
-    names = {"init": ["init.png"], "variations": ["variations.png", "filter.png"]}
+    names = {
+        "init": ["init.html", "init.png", "init.curves.png"],
+        "variations": [
+            "variations.html",
+            "variations.png",
+            "variations.curves.png",
+            "filter.png",
+        ],
+    }
     return [f"{folder}/{name}" for bank in own_banks(wildcards) for name in names[bank]]
 
 
