@@ -53,7 +53,7 @@ def make_campaign(folder: Path, jobs: int) -> int:
     """
     shutil.copytree(ROOT / "config", folder / "config", dirs_exist_ok=True)
     methods = campaign_methods()
-    of_a_pair = len(methods) * (3 * SEEDS + 1) + 1  # distil, evaluate, pictures a seed; result; comparison
+    of_a_pair = len(methods) * (4 * SEEDS + 1) + 1  # distil, evaluate, pictures, page of the bank a seed; result; comparison
     count = -(-jobs // of_a_pair)
     students = (f"wrn{depth}{width}" for width in range(1, 9) for depth in range(10, 47, 6))
     pairs = [f"{teacher}_{student}" for student, teacher in itertools.islice(itertools.product(students, TEACHERS), count)]

@@ -36,6 +36,11 @@ class Place:
     row: Row | None = None
     best: bool = False  # the others of its column are held against it
 
+    @property
+    def page(self) -> Path:
+        """The result's tables as a page, below the folder `results`; it need not be there."""
+        return self.file.with_suffix(".html")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -47,7 +52,7 @@ class Column:
     places: list[Place]
     teacher_acc1: float | None  # percent; None while no result says it
     note: str  # what must be known to compare the results; empty for most
-    comparison: Path | None  # of the methods, below the folder `results`; none where it is not there
+    comparison: Path  # of the methods, below the folder `results`; it need not be there
 
     def row(self, method: str) -> Row | None:
         """The figures of a method, if they are there."""
@@ -106,7 +111,7 @@ def gather(name: str, campaign: Campaign, results: Path) -> Gathered:
         everything |= {item.path: item.result for item in found}
         own = group_results(found)  # one, but for results of teachers with other weights
         groups += own
-        columns.append(_column(name, places, own, results))
+        columns.append(_column(name, places, own))
     return Gathered(name, campaign, columns, total_costs(list(everything.values())), groups)
 
 
@@ -130,7 +135,7 @@ def _place(name: str, campaign: Campaign, cell: Cell, results: Path) -> Place:
     return Place(cell, own, "missing", reason)
 
 
-def _column(name: str, places: Sequence[Place], groups: Sequence[Group], results: Path) -> Column:
+def _column(name: str, places: Sequence[Place], groups: Sequence[Group]) -> Column:
     """The column of these places, whose results are in these groups."""
     cell = places[0].cell
     notes = [group.note for group in groups if group.note]
@@ -143,10 +148,8 @@ def _column(name: str, places: Sequence[Place], groups: Sequence[Group], results
         filled.append(place if entry is None else replace(place, row=entry.row, best=entry.best))
     teachers = [summary.acc1 for group in groups if (summary := group.first.teacher) is not None]
     page = Path(comparison_file(name, (cell.dataset, cell.teacher, cell.student))).relative_to("results")
-    return Column(
-        cell.dataset, cell.teacher, cell.student, filled, teachers[0] if teachers else None, "; ".join(notes),
-        page if (results / page).exists() else None,
-    )  # fmt: skip
+    acc1 = teachers[0] if teachers else None
+    return Column(cell.dataset, cell.teacher, cell.student, filled, acc1, "; ".join(notes), page)
 
 
 def total_costs(results: Sequence[ResultFile]) -> list[StageTotal]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dfkd.campaigns import FOLDER, Campaign
 from dfkd.errors import UserError
@@ -68,6 +69,7 @@ class Shown:
     noise: bool = False  # the difference may be noise
     published: str = ""
     source: str = ""
+    page: Path | None = None  # of the result, below the folder `results`
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,22 @@ def write_campaign(name: str, campaign: Campaign, results: Path, output: Path) -
 
 def content(gathered: Gathered, results: Path, output: Path) -> dict[str, Any]:
     """What the template shows."""
-    pages = [column.comparison for column in gathered.columns]
-    links = ["" if page is None else os.path.relpath(results / page, output.parent) for page in pages]
+
+    def link(page: Path | None) -> str:
+        """Where a page lies as the output says it; empty if it is not there."""
+        if page is None or not (results / page).exists():
+            return ""
+        return quote(Path(os.path.relpath(results / page, output.parent)).as_posix())
+
     views = [(view, lines(gathered, view)) for view in VIEWS]
     return {
         "title": gathered.campaign.title,
         "campaign": gathered.campaign,
         "name": gathered.name,
         "figures": headline(gathered),
-        "columns": list(zip(gathered.columns, links, strict=True)),
+        "columns": gathered.columns,
+        "link": link,
+        "linked": any(link(place.page) for place in gathered.places if place.state == "done"),
         "views": [(view, rows) for view, rows in views if any(cell.value for row in rows for cell in row.cells)],
         "legend": legend(gathered.groups) if gathered.groups else [],
         "notes": [(column, column.note) for column in gathered.columns if column.note],
@@ -184,7 +193,8 @@ def _shown(place: Place, view: View, best: float | None) -> Shown:
     if value is None:
         return Shown()
     own = row.data_free and not row.control
-    shown = Shown(value, view.text(value, getattr(row, f"{view.key}_std", None)), best=own and value == best)
+    text = view.text(value, getattr(row, f"{view.key}_std", None))
+    shown = Shown(value, text, best=own and value == best, page=place.page)
     if view.key == "acc1" and not place.best:
         mark = {True: "● ", False: "○ ", None: ""}[row.exceeds_noise]
         shown = replace(shown, difference=mark + signed(row.to_best), noise=row.exceeds_noise is False)

@@ -34,16 +34,16 @@ def make(root, method, accuracies, student="wrn161", folder="", **changes):
         name="cifar10", classes=["a", "b"], image_size=8, channels=3, mean=[0.0] * 3, std=[1.0] * 3, crop_padding=0, flip=False
     )
     for seed, accuracy in enumerate(accuracies):
-        folder = runs / f"seed{seed}"
+        run = runs / f"seed{seed}"
         answers = torch.where(torch.arange(IMAGES) < round(IMAGES * accuracy / 100), LABELS, 1 - LABELS)
         logits = torch.nn.functional.one_hot(answers, 2)
-        write_predictions(folder / "predictions.h5", {"teacher": logits, "student": logits}, LABELS, {})
-        (folder / "history.csv").write_text(f"epoch,acc1,agree1\n1,50.0,50.0\n2,{accuracy},60.0\n")
+        write_predictions(run / "predictions.h5", {"teacher": logits, "student": logits}, LABELS, {})
+        (run / "history.csv").write_text(f"epoch,acc1,agree1\n1,50.0,50.0\n2,{accuracy},60.0\n")
         meta = BankMeta(kind="run", dataset=info, teacher_sha256="t" * 64, stage="distill", stage_version=1)
         with BankWriter(root / "writing.lmdb", meta, resume=False) as bank:
             if method != "real":
                 bank.append_images(torch.full((3, 3, 8, 8), 200, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
-            bank.publish(folder / "bank.lmdb")
+            bank.publish(run / "bank.lmdb")
     metric = summarise(accuracies).model_dump()
     half = summarise([0.5] * len(accuracies)).model_dump()
     content = {

@@ -3,9 +3,11 @@
 import csv
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
+from urllib.parse import unquote
 
 import pytest
 from made_results import IMAGES, make
@@ -184,10 +186,16 @@ def test_links_lead_to_the_comparisons_that_are_there(tmp_path):
     page = results / "campaigns" / "two" / "compare" / "cifar10_wrn402_wrn161.html"
     page.parent.mkdir()
     page.write_text("comparison")
-    for output in (results / "campaigns" / "two.html", tmp_path / "elsewhere" / "x.html"):
+    result = results / "campaigns" / "two" / "cmi" / "cifar10_wrn402_wrn162.html"
+    result.write_text("result")
+    for output in (results / "campaigns" / "two.html", tmp_path / "else where" / "x.html"):
         write_campaign("two", CAMPAIGN, results, output)
-        links = [value for tag, key, value in Tables(output.read_text()).attributes if key == "href"]
-        assert [(output.parent / link).resolve() for link in links] == [page]
+        text = output.read_text()
+        links = [unquote(value) for tag, key, value in Tables(text).attributes if key == "href"]
+        views = text.count('class="view"')
+        assert Counter((output.parent / link).resolve() for link in links) == {page: views, result: views}
+        assert views == 7  # one a figure; nothing was metered
+        assert "A figure leads to its result" in text
 
 
 def test_what_is_missing_is_shown(tmp_path):

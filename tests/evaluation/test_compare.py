@@ -182,11 +182,11 @@ def test_kd_has_published_figures_on_the_training_images_alone(tmp_path):
 
 def test_a_control_far_below_stands_at_the_edge(three):
     rows = rows_of(*three)
-    low, high = compare_figure._range(rows)
+    low, high = compare_figure.accuracy_range(rows)
     assert low < 71 < 94 < high
     assert low > 50  # the control `noise`
     close = [row for row in rows if row.method != "noise"]
-    assert compare_figure._range(close) == (low, high)
+    assert compare_figure.accuracy_range(close) == (low, high)
 
 
 def test_nothing_measured_is_no_figure_of_costs(three):

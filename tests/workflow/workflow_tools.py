@@ -40,8 +40,6 @@ beside = {{
     "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
     "plot": ["bank.png", "report.html", "summary.html"],
     "report": ["report.html", "summary.html"],
-    "compare": [output.stem + ".png", output.stem + ".csv"],
-    "campaign": [output.stem + ".png", output.stem + ".csv"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
