@@ -178,7 +178,8 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "append, 600 images", "publish, 300 images", "load, 600 images", "seconds to load 600 images", "load 300 images: peak",
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
         "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
-        "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete", "plan 28 jobs once complete: peak",
+        "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
+        "plan 28 jobs once complete: peak",
     ]  # fmt: skip
     expected += [INIT_BANK, *(name for name in METHODS if name not in (*ALIASES, "kd"))]
     assert set(expected) <= set(names)
