@@ -36,9 +36,10 @@ browser:
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# The JSON Schema of the config, after a change of the typed settings.
+# The JSON Schemas of the config and of a campaign, after a change of the typed settings.
 schema: $(READY)
-	$(BIN)/python -m dfkd.schema > workflow/schemas/config.schema.json
+	$(BIN)/python -m dfkd.schema config > workflow/schemas/config.schema.json
+	$(BIN)/python -m dfkd.schema campaign > workflow/schemas/campaign.schema.json
 
 # Most of what the libraries ship is never imported: of their bytecode only what the stages use is compiled, by importing it.
 $(READY): requirements.txt pyproject.toml

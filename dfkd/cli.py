@@ -365,6 +365,24 @@ def compare(
 
 
 @app.command()
+def campaign(
+    campaign: Annotated[str, typer.Argument(help="name in the configuration, YAML file, or its content as JSON")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the HTML file; .csv and .png are written beside it")],
+    results: Annotated[Path, typer.Option(help="folder of the results")] = Path("results"),
+    config: Annotated[Path, typer.Option(help="configuration folder, read when no JSON is given")] = Path("config"),
+) -> None:
+    """Gather a campaign: methods and pairs beside each other, what it took, what is still missing."""
+    from dfkd.campaigns import read_campaign
+    from dfkd.evaluation.campaign_page import write_campaign
+
+    name, content = read_campaign(campaign, output.stem, config)
+    gathered = write_campaign(name, content, results, output)
+    for place in gathered.missing:
+        typer.echo(f"missing: {results / place.file}" + (f" ({place.reason})" if place.reason else ""), err=True)
+    typer.echo(f"{output}: {gathered.done} of {gathered.done + len(gathered.missing)} results")
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="of a run, a teacher or a teacher's banks, made or in the making")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write to; FOLDER itself by default")] = None,

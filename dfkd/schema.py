@@ -1,4 +1,7 @@
-"""JSON Schema of the config, generated from the typed settings: `make schema` writes it into the workflow. Imports no torch."""
+"""JSON Schemas of the config and of a campaign, generated from the typed settings: `make schema` writes them into the workflow.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import sys
 from typing import Any
 
+from dfkd.campaigns import Campaign
 from dfkd.config import STAGES, Config
 from dfkd.methods import METHODS
 
@@ -45,10 +49,19 @@ def _section(template: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     return {**template, "properties": {"defaults": settings, "overrides": overrides}}
 
 
-def render() -> str:
-    """The schema as the text that `workflow/schemas/config.schema.json` holds."""
-    return json.dumps(config_schema(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+def campaign_schema() -> dict[str, Any]:
+    """The schema of a file of config/campaigns/. That either pairs or teachers and students are given is left to the types."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Campaign.model_json_schema()}
+
+
+# What lies in workflow/schemas/ as NAME.schema.json and is rendered here.
+SCHEMAS = {"config": config_schema, "campaign": campaign_schema}
+
+
+def render(name: str = "config") -> str:
+    """A schema as the text that `workflow/schemas/NAME.schema.json` holds."""
+    return json.dumps(SCHEMAS[name](), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    sys.stdout.write(render(*sys.argv[1:]))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from dfkd.campaigns import FOLDER, find_campaign, result_file
 from dfkd.config import Config, check_dataset, check_model
 from dfkd.errors import UserError, nearest
 from dfkd.methods import METHODS
 
+PAGES = ("html", "csv", "png")  # a page and what lies beside it
 SCRATCH = re.compile(r"results/scratch/(?P<target>[^/]+)\.json"), 2
+CAMPAIGN = re.compile(rf"results/{FOLDER}/(?P<name>[^/]+?)(?:\.(?P<kind>\w+)|/(?P<rest>.+))")
 RESULT = re.compile(r"results/(?:(?P<method>[^/]+)/)?(?P<target>[^/]+)\.json")
 # Other files that a user may ask for by name: the pattern, and how many names its target holds.
 OTHERS = (
     (re.compile(r"data/(?P<target>[^/.]+)(?:\.test)?\.h5"), 1),
     (re.compile(r"results/runs/scratch/(?P<target>[^/]+)/.+"), 2),
     (re.compile(r"results/(?:teachers|banks)/(?P<target>[^/]+)/.+"), 2),
-    (re.compile(r"results/compare/(?P<target>[^/.]+)\.(?:html|csv|png)"), 3),
+    (re.compile(rf"results/compare/(?P<target>[^/.]+)\.(?:{'|'.join(PAGES)})"), 3),
     (re.compile(r"results/runs/(?P<method>[^/]+)/(?P<target>[^/]+)/.+"), 3),
 )
 FORMS = {
@@ -26,12 +30,21 @@ FORMS = {
 }
 
 
-def check_target(path: str, config: Config) -> None:
-    """Refuse a target whose data set, model or method is unknown; paths of another form, and rule names, pass.
+def check_target(path: str, config: Config, folder: str | Path = "config") -> None:
+    """Refuse a target whose data set, model, method or campaign is unknown; paths of another form, and rule names, pass.
+
+    Args:
+        path: the target.
+        config: knows the data sets.
+        folder: the configuration folder, in which the campaigns lie.
 
     Raises:
-        UserError: names the part that is unknown and its nearest known relatives.
+        UserError: names the part that is unknown and its nearest known relatives, or what is wrong with the campaign.
     """
+    campaign = CAMPAIGN.fullmatch(path.removeprefix("./"))
+    if campaign:
+        _check_campaign(path, campaign, config, folder)
+        return
     for pattern, count in (SCRATCH, (RESULT, 3), *OTHERS):
         match = pattern.fullmatch(path.removeprefix("./"))
         if match:
@@ -45,6 +58,21 @@ def check_target(path: str, config: Config) -> None:
             if method and method not in METHODS:
                 raise UserError(f"{path}: unknown method '{method}'; {nearest(method, METHODS)}.")
             return
+
+
+def _check_campaign(path: str, match: re.Match[str], config: Config, folder: str | Path) -> None:
+    """Refuse an unknown or faulty campaign, and a result that is none of its own."""
+    name, kind, rest = match.group("name", "kind", "rest")
+    try:
+        campaign = find_campaign(name, folder, config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if kind and kind not in PAGES:
+        raise UserError(f"{path}: a campaign is results/{FOLDER}/{name}.html, .csv or .png; ask for one of these.")
+    if rest and rest.endswith(".json"):
+        own = [result_file(name, cell) for cell in campaign.cells()]
+        if path.removeprefix("./") not in own:
+            raise UserError(f"{path}: not a result of the campaign {name}; {nearest(path, own)}.")
 
 
 def _check_names(path: str, target: str, count: int, config: Config) -> None:

@@ -247,12 +247,15 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in asdict(row).items()} for row in rows)
+    writer.writerows({key: csv_cell(value) for key, value in asdict(row).items()} for row in rows)
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """A figure as CSV has it: nothing for None, `true`, lists separated by spaces."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 

@@ -69,7 +69,7 @@ def read_curve(result: ResultFile, runs: Path) -> Curve:
 
 def draw_figure(rows: Sequence[Row], curves: Sequence[Curve]) -> Image.Image:
     """Acc@1 of each method, and its learning curve against epochs and against seconds. The names are the legend."""
-    colours = _colours(rows)
+    colours = colours_of(rows)
     timed = [curve for curve in curves if curve.seconds]
     with rc_context(STYLE):
         figure = Figure(figsize=(13, max(3.4, 0.28 * len(rows) + 1.2)), layout="constrained")
@@ -88,7 +88,7 @@ def draw_figure(rows: Sequence[Row], curves: Sequence[Curve]) -> Image.Image:
                 panels[2], "Acc@1 by time, %", "seconds = epoch / epochs × measured seconds of the\ndistillation, without banks"
             )
             panels[2].set_xscale("log")
-        return _rendered(figure)
+        return rendered(figure)
 
 
 def draw_costs(rows: Sequence[Row]) -> Image.Image | None:
@@ -103,12 +103,12 @@ def draw_costs(rows: Sequence[Row]) -> Image.Image | None:
     ]
     if not shown:
         return None
-    colours = _colours(rows)
+    colours = colours_of(rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         for axes, (title, found) in zip(panels, shown, strict=True):
-            _draw_points(axes, found, _range(rows), colours)
+            _draw_points(axes, found, accuracy_range(rows), colours)
             _label(axes, f"Acc@1 by {title}, %", f"{title} of one student")
         figure.draw_without_rendering()  # the layout is final from here on
         figure.set_layout_engine("none")
@@ -117,7 +117,7 @@ def draw_costs(rows: Sequence[Row]) -> Image.Image | None:
             names = [row.method if row.acc1 >= low else f"{row.method} {row.acc1:.1f}" for row, _ in found]
             points = [(cost, max(row.acc1, low)) for row, cost in found]
             label_points(axes, points, names, [colours[row.method] for row, _ in found])
-        return _rendered(figure)
+        return rendered(figure)
 
 
 def _draw_points(axes: Axes, found: Sequence[tuple[Row, float]], limits: tuple[float, float], colours: dict[str, str]) -> None:
@@ -145,7 +145,7 @@ def _draw_points(axes: Axes, found: Sequence[tuple[Row, float]], limits: tuple[f
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _range(rows: Sequence[Row]) -> tuple[float, float]:
+def accuracy_range(rows: Sequence[Row]) -> tuple[float, float]:
     """Limits of Acc@1 that hold every method; a control far below them does not press them together."""
     own = [row.acc1 for row in rows if not row.control] or [row.acc1 for row in rows]
     margin = 0.08 * (max(own) - min(own)) + 0.2
@@ -154,27 +154,33 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     return lowest - margin, highest + margin
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, str]:
+def colours_of(rows: Sequence[Row]) -> dict[str, str]:
+    """A colour for each method, in the order of the rows; controls are grey."""
     palette = [
         to_hex(colormaps[name](place)) for name, count in PALETTES for place in range(count) if (name, place) not in GREYS
     ]
     return {row.method: "#777777" if row.control else palette[place % len(palette)] for place, row in enumerate(rows)}
 
 
-def _rendered(figure: Figure) -> Image.Image:
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as a picture."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return Image.open(file).convert("RGB")
 
 
+def draw_accuracy(axes: Axes, row: Row, place: float, colour: str) -> None:
+    """Acc@1 of a method on line `place`: a dot with its spread, a ring for the best epoch, a cross for the published figure."""
+    axes.errorbar(row.acc1, place, xerr=row.acc1_std, fmt="o", color=colour, markersize=5, capsize=2)
+    if row.best_acc1 is not None:
+        axes.plot(row.best_acc1, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8)
+    if row.published is not None:
+        axes.plot(row.published, place, "x", color="black", markersize=5)
+
+
 def _draw_accuracies(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     for place, row in enumerate(rows):
-        colour = colours[row.method]
-        axes.errorbar(row.acc1, place, xerr=row.acc1_std, fmt="o", color=colour, markersize=5, capsize=2)
-        if row.best_acc1 is not None:
-            axes.plot(row.best_acc1, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8)
-        if row.published is not None:
-            axes.plot(row.published, place, "x", color="black", markersize=5)
+        draw_accuracy(axes, row, place, colours[row.method])
     axes.set_yticks(range(len(rows)), [row.method for row in rows])
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_color(colours[row.method])

@@ -15,8 +15,8 @@ from dfkd.evaluation.formats import ResultFile, read_result
 from dfkd.evaluation.noise import FEWEST_SEEDS, Flags
 from dfkd.evaluation.show import root_of
 
-# Folders of `results` that hold no result files but thousands of others.
-SKIPPED = ("teachers", "banks", "runs", "checkpoints", "benchmarks", "compare")
+# Folders of `results` that hold no result files but thousands of others, and the campaigns', which are asked for by name.
+SKIPPED = ("teachers", "banks", "runs", "checkpoints", "benchmarks", "compare", "campaigns")
 
 
 @dataclass(frozen=True)

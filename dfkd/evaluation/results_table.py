@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfkd.errors import UserError, nearest
-from dfkd.evaluation.compare import Row
+from dfkd.evaluation.compare import Row, csv_cell
 from dfkd.evaluation.gather import Entry, Fault, Group
 from dfkd.evaluation.noise import LEVEL
 from dfkd.evaluation.show import duration, energy
@@ -41,13 +41,15 @@ class Column:
     text: Callable[[Entry], str]
 
 
-def _spread(value: float | None, spread: float | None, decimals: int = 2) -> str:
+def spread(value: float | None, spread: float | None, decimals: int = 2) -> str:
+    """A figure and its standard deviation, `98.67 ± 0.22`; empty without a figure."""
     if value is None:
         return ""
     return f"{value:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference with its sign, `−1.20`; empty without one."""
     return "" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
@@ -66,19 +68,19 @@ def _seeds(entry: Entry) -> str:
 
 def _to_best(entry: Entry) -> str:
     mark = {True: "● ", False: "○ ", None: ""}[entry.row.exceeds_noise]
-    return "best" if entry.best else mark + _signed(entry.row.to_best)
+    return "best" if entry.best else mark + signed(entry.row.to_best)
 
 
 COLUMNS = (
     Column("method", _method),
     Column("seeds", _seeds),
-    Column("Acc@1", lambda entry: _spread(entry.row.acc1, entry.row.acc1_std)),
+    Column("Acc@1", lambda entry: spread(entry.row.acc1, entry.row.acc1_std)),
     Column("to best", _to_best),
-    Column("best epoch", lambda entry: _spread(entry.row.best_acc1, entry.row.best_acc1_std)),
-    Column("Agree@1", lambda entry: _spread(entry.row.agree1, entry.row.agree1_std)),
-    Column("L_p", lambda entry: _spread(entry.row.lp, entry.row.lp_std, 4)),
-    Column("published", lambda entry: _spread(entry.row.published, None)),
-    Column("last − publ.", lambda entry: _signed(entry.row.last_minus_published)),
+    Column("best epoch", lambda entry: spread(entry.row.best_acc1, entry.row.best_acc1_std)),
+    Column("Agree@1", lambda entry: spread(entry.row.agree1, entry.row.agree1_std)),
+    Column("L_p", lambda entry: spread(entry.row.lp, entry.row.lp_std, 4)),
+    Column("published", lambda entry: spread(entry.row.published, None)),
+    Column("last − publ.", lambda entry: signed(entry.row.last_minus_published)),
     Column("data-free", lambda entry: "yes" if entry.row.data_free else "no"),
     Column("time", lambda entry: duration(entry.row.seconds)),
     Column("images", lambda entry: f"{entry.row.images:,.0f}"),
@@ -255,14 +257,8 @@ def as_csv(groups: Sequence[Group]) -> str:
         own |= {"teacher_sha256": group.teacher_sha256, "test_images": group.images}
         for entry in group.entries:
             values = own | _figures(entry)
-            writer.writerow({key: _cell(value) for key, value in values.items()})
+            writer.writerow({key: csv_cell(value) for key, value in values.items()})
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _figures(entry: Entry) -> dict[str, Any]:

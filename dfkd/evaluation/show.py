@@ -192,8 +192,8 @@ def sum_known(values: Iterable[float | None]) -> float | None:
 
 
 def root_of(path: Path) -> Path:
-    """The folder `results` that a result file lies in, by its `runs`: its own folder or the one above."""
-    return next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+    """The folder `results` that a result file lies in, by its `runs`: its own folder or one above, three for a campaign's."""
+    return next((folder for folder in (path.parent, *path.parent.parents[:3]) if (folder / "runs").is_dir()), path.parent)
 
 
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import bank, memory, reference
+from benchmarks import bank, memory, planning, reference
 from benchmarks.flops import aligner_flops, forward_flops, generator_flops, student_flops, synthesis_flops
 from benchmarks.methods import INIT_BANK, Budget, measure_method, published
 from benchmarks.peak import Peaks
@@ -28,7 +28,8 @@ from dfkd.synthesis.inversion import GeneratorInversion
 CPU = torch.device("cpu")
 TINY = Options(
     teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
-    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, turns=2, peak_size=64, peak_seconds=1e-4, peak_windows=2,
+    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, plan_jobs=10, turns=2, peak_size=64, peak_seconds=1e-4,
+    peak_windows=2,
 )  # fmt: skip
 
 
@@ -159,6 +160,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
 def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(memory, "in_child", lambda action, path, count: memory.growth(action, str(path), count))
     monkeypatch.setattr(command, "QUICK", {name: getattr(TINY, name) for name in (*QUICK, "peak_size", "peak_seconds")})
+    monkeypatch.setattr(planning, "campaign_methods", lambda: ["dafl"])
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
     output = tmp_path / "table.md"
     caplog.set_level(logging.INFO)
@@ -176,7 +178,8 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "append, 600 images", "publish, 300 images", "load, 600 images", "seconds to load 600 images", "load 300 images: peak",
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
         "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
-        "server: resident memory",
+        "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
+        "plan 28 jobs once complete: peak",
     ]  # fmt: skip
     expected += [INIT_BANK, *(name for name in METHODS if name not in (*ALIASES, "kd"))]
     assert set(expected) <= set(names)
@@ -188,7 +191,7 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         for row in section["rows"]:
             if "more memory" in row["name"]:  # a difference of two measurements
                 continue
-            if row["unit"] in ("s", "MB", "image-steps/s", "images/s", "GFLOP/s", "×", "GFLOP"):
+            if row["unit"] in ("s", "MB", "GiB", "image-steps/s", "images/s", "GFLOP/s", "×", "GFLOP"):
                 assert row["value"] > 0, row
     assert len(content["sections"][1]["samples"][EAGER]) == 2
     assert content["about"]["command"] == "python -m benchmarks --quick"

@@ -182,11 +182,11 @@ def test_kd_has_published_figures_on_the_training_images_alone(tmp_path):
 
 def test_a_control_far_below_stands_at_the_edge(three):
     rows = rows_of(*three)
-    low, high = compare_figure._range(rows)
+    low, high = compare_figure.accuracy_range(rows)
     assert low < 71 < 94 < high
     assert low > 50  # the control `noise`
     close = [row for row in rows if row.method != "noise"]
-    assert compare_figure._range(close) == (low, high)
+    assert compare_figure.accuracy_range(close) == (low, high)
 
 
 def test_nothing_measured_is_no_figure_of_costs(three):
@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(three, tmp_path):
     assert "no result file given" in refusal([])
     assert "method cmi is already in" in refusal([paths[2], paths[2]])
     assert "ends in .html" in refusal(to=tmp_path / "out" / "x.csv")
-    other = make(tmp_path / "other", "dfq", [50.0], student={"name": "wrn162", "params": 1})
+    other = make(tmp_path / "other", "dfq", [50.0], student="wrn162")
     assert "of cifar10_wrn402_wrn162, not of cifar10_wrn402_wrn161" in refusal([*paths, other])
     provenance = read_results(paths)[0].provenance.model_copy(update={"artefacts": {"teacher": "u"}})
     other = make(tmp_path / "other", "dfq", [50.0], provenance=provenance.model_dump())

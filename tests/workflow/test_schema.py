@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
+from dfkd.campaigns import Campaign
 from dfkd.config import STAGES, Config, load_config
 from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS, MethodSettings
 from dfkd.schema import render
@@ -62,7 +63,7 @@ def settings_in(model):
 def test_the_readme_explains_every_key():
     text = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE))
-    models = [Config, DatasetSettings, *STAGES.values(), *(method.settings for method in METHODS.values())]
+    models = [Config, DatasetSettings, Campaign, *STAGES.values(), *(method.settings for method in METHODS.values())]
     models += [inner for model in STAGES.values() for inner in settings_in(model)]
     known = {name for model in models for name in model.model_fields}
     assert known - explained == set()

@@ -1,11 +1,16 @@
 """Helpers of the rules: where the config lies, the settings of one job, and inputs that depend on config or method."""
 
 import contextlib
+import functools
+import gc
 import hashlib
 import io as text_io
 import json
 import os
 import shutil
+
+# A plan is millions of objects that stay: looking for garbage among them takes a tenth of its time, and there is next to none.
+gc.set_threshold(100_000, 20, 100)
 
 # The stages run in the environment that runs Snakemake, activated or not.
 if shutil.which("dfkd") is None:
@@ -46,17 +51,25 @@ def pass_plugins_on():
     os.environ[plugins.VARIABLE] = plugins.passed_on(CONFIG.plugins)
 
 
-def own_code(wildcards):
-    """The hash of the code behind each name in the wildcards that a plugin registered."""
-    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
+# What the wildcards name, in the order in which settings are looked up.
+PARTS = ("dataset", "teacher", "student", "method")
+
+
+def names_of(wildcards):
+    """Data set, teacher, student and method of a job; "" for those that it has not."""
     if wildcards.get("pair"):
-        names = {
-            "dataset": imported_dataset(wildcards),
-            "teacher": imported_model(wildcards),
-        }
-    kind = CONFIG.datasets[names["dataset"]].source.partition(":")[0]
-    asked = [("method", wildcards.get("method", "")), ("source", kind)]
-    asked += [("model", names.get(key, "")) for key in ("teacher", "student")]
+        return imported_dataset(wildcards), imported_model(wildcards), "", ""
+    return tuple(wildcards.get(part, "") for part in PARTS)
+
+
+# A campaign has thousands of jobs, and Snakemake asks for the same settings several times a job: what depends on names alone
+# is worked out once.
+@functools.cache
+def own_code(dataset, teacher, student, method):
+    """The hash of the code behind each of these names that a plugin registered."""
+    source = CONFIG.datasets[dataset].source.partition(":")[0]
+    asked = [("method", method), ("source", source)]
+    asked += [("model", teacher), ("model", student)]
     hashes = {name: plugins.code_hash(kind, name) for kind, name in asked}
     return {name: code for name, code in hashes.items() if code}
 
@@ -65,7 +78,7 @@ def version_of(stage):
     """A params function: the version of the stage, and the code of plugins behind the job's names."""
 
     def version(wildcards):
-        own = own_code(wildcards)
+        own = own_code(*names_of(wildcards))
         return canonical([STAGE_VERSIONS[stage], own]) if own else STAGE_VERSIONS[stage]
 
     return version
@@ -76,20 +89,23 @@ def canonical(content):
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
-def resolve(stage, wildcards):
-    """The settings of the job of `stage` that the wildcards name, as plain values."""
-    names = {key: wildcards.get(key, "") for key in ("dataset", "teacher", "student")}
-    settings = CONFIG.stage(
-        stage, **names, method=wildcards.get("method", DEFAULT_METHOD)
-    )
-    return settings.model_dump(mode="json")
+@functools.cache
+def stage_settings(stage, dataset, teacher, student, method):
+    """The settings of one job of `stage`."""
+    return CONFIG.stage(stage, dataset, teacher, student, method or DEFAULT_METHOD)
+
+
+@functools.cache
+def settings_json(stage, *names):
+    """The settings of one job of `stage` as JSON."""
+    return canonical(stage_settings(stage, *names).model_dump(mode="json"))
 
 
 def settings_of(stage):
     """A params function: the settings of one job of `stage` as JSON."""
 
     def settings(wildcards):
-        return canonical(resolve(stage, wildcards))
+        return settings_json(stage, *names_of(wildcards))
 
     return settings
 
@@ -162,10 +178,7 @@ BANK_STAGES = {"init": ["init-bank"], "variations": ["init-bank", "augment"]}
 
 def transferred(wildcards):
     """Kind and value of the images that the method is given to distil on; ("", "") for most methods."""
-    settings = CONFIG.stage(
-        "distill",
-        **{key: wildcards[key] for key in ("dataset", "teacher", "student", "method")},
-    )
+    settings = stage_settings("distill", *names_of(wildcards))
     return transfer_set(wildcards.method, settings)
 
 
@@ -205,6 +218,36 @@ def image_options(wildcards, input):
     return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
+@functools.cache
+def campaign_named(name):
+    """The campaign of this name; a fault in it is told before, when the target is checked."""
+    return find_campaign(name, config_folder(), CONFIG)
+
+
+def seeds_of(wildcards):
+    """The seeds of a result: the campaign's for one of a campaign, else those of the config."""
+    name = wildcards.get("campaign")
+    return campaign_named(name).own_seeds if name else CONFIG.seeds
+
+
+def compared(wildcards):
+    """The methods of a comparison: the campaign's for one of a campaign, else those of the config."""
+    if not wildcards.get("campaign"):
+        return CONFIG.compare
+    pair = wildcards.dataset, wildcards.teacher, wildcards.student
+    cells = campaign_cells(wildcards.campaign)[pair]
+    return [cell.method for cell in cells if cell.method != SCRATCH]
+
+
+@functools.cache
+def campaign_cells(name):
+    """The cells of a campaign, by data set, teacher and student."""
+    columns = {}
+    for cell in campaign_named(name).cells():
+        columns.setdefault((cell.dataset, cell.teacher, cell.student), []).append(cell)
+    return columns
+
+
 def evaluation_pictures(folder, pair, method):
     """Outputs of an evaluation: its pictures in a run's folder, each with its place in the report."""
     return {
@@ -229,7 +272,8 @@ def per_seed(*names):
 
     def files(wildcards):
         run = "results/runs/{method}/{dataset}_{teacher}_{student}".format(**wildcards)
-        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+        seeds = seeds_of(wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in seeds for name in names]
 
     return files
 
@@ -241,8 +285,8 @@ def per_compared(*names):
         pair = "{dataset}_{teacher}_{student}".format(**wildcards)
         return [
             f"results/runs/{method}/{pair}/seed{seed}/{name}"
-            for method in CONFIG.compare
-            for seed in CONFIG.seeds
+            for method in compared(wildcards)
+            for seed in seeds_of(wildcards)
             for name in names
         ]
 
@@ -252,7 +296,44 @@ def per_compared(*names):
 def compared_results(wildcards):
     """The result of every method that is compared."""
     pair = "{dataset}_{teacher}_{student}".format(**wildcards)
-    return [f"results/{method}/{pair}.json" for method in CONFIG.compare]
+    folder = "results"
+    if wildcards.get("campaign"):
+        folder += f"/campaigns/{wildcards.campaign}"
+    return [f"{folder}/{method}/{pair}.json" for method in compared(wildcards)]
+
+
+def campaign_results(wildcards):
+    """The result of every cell of a campaign; that of a student from scratch stands in several."""
+    name = wildcards.campaign
+    cells = campaign_named(name).cells()
+    return list(dict.fromkeys(result_file(name, cell) for cell in cells))
+
+
+def campaign_comparisons(wildcards):
+    """The table of the comparison of every column of a campaign in which there is something to compare."""
+    name = wildcards.campaign
+    columns = campaign_cells(name).items()
+    return [
+        str(Path(comparison_file(name, column)).with_suffix(".csv"))
+        for column, cells in columns
+        if any(cell.method != SCRATCH for cell in cells)
+    ]
+
+
+def campaign_predictions(wildcards):
+    """The answers of every student of a campaign, which tell what is noise."""
+    cells = campaign_named(wildcards.campaign).cells()
+    return [
+        f"results/runs/{cell.method}/{cell.target}/seed{seed}/predictions.h5"
+        for cell in cells
+        if cell.method != SCRATCH
+        for seed in seeds_of(wildcards)
+    ]
+
+
+def campaign_content(wildcards):
+    """All that the file of a campaign says, as JSON."""
+    return canonical(campaign_named(wildcards.campaign).model_dump(mode="json"))
 
 
 def generators(wildcards):
@@ -292,8 +373,11 @@ def config_hash(wildcards):
     dataset = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
     content = {
         "dataset": dataset,
-        "stages": {stage: resolve(stage, wildcards) for stage in stages},
-        "seeds": CONFIG.seeds,
+        "stages": {
+            stage: json.loads(settings_json(stage, *names_of(wildcards)))
+            for stage in stages
+        },
+        "seeds": seeds_of(wildcards),
         "versions": {
             stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
         },
@@ -319,7 +403,9 @@ def result_options(wildcards, input):
         "generator": input.generators,
     }
     for name, paths in runs.items():
-        for seed, path in zip(CONFIG.seeds, paths):  # a method may keep no generator
+        for seed, path in zip(
+            seeds_of(wildcards), paths
+        ):  # a method may keep no generator
             artefacts.append((f"{name}-seed{seed}", path))
     options = [("--metrics", path) for path in input.metrics]
     options += [("--cost", f"{stage}={path}") for stage, path in costs]
@@ -341,7 +427,8 @@ def per_scratch_seed(*names):
 
     def files(wildcards):
         run = "results/runs/scratch/{dataset}_{student}".format(**wildcards)
-        return [f"{run}/seed{seed}/{name}" for seed in CONFIG.seeds for name in names]
+        seeds = seeds_of(wildcards)
+        return [f"{run}/seed{seed}/{name}" for seed in seeds for name in names]
 
     return files
 
@@ -355,7 +442,7 @@ def scratch_hash(wildcards):
             "scratch": CONFIG.stage("teacher", *names.values()).model_dump(mode="json"),
             "evaluate": CONFIG.stage("evaluate", **names).model_dump(mode="json"),
         },
-        "seeds": CONFIG.seeds,
+        "seeds": seeds_of(wildcards),
         "versions": {
             stage: version_of(stage)(wildcards)
             for stage in ("prepare", "teacher", "evaluate")
@@ -370,6 +457,6 @@ def scratch_options(wildcards, input):
     options += [("--cost", f"scratch={path}") for path in input.costs]
     options += [("--cost", f"evaluate={path}") for path in input.evaluate_costs]
     options += [("--artefact", f"test={input.test}")]
-    for seed, path in zip(CONFIG.seeds, input.students, strict=True):
+    for seed, path in zip(seeds_of(wildcards), input.students, strict=True):
         options.append(("--artefact", f"student-seed{seed}={path}"))
     return [word for option in options for word in option]
