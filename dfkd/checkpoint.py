@@ -17,6 +17,8 @@ import torch
 from dfkd.files import atomic_path
 from dfkd.locks import clear, hold, release
 
+STATE = "state.pt"
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +55,7 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, and lists and dicts of them) with the random state of this process."""
-        with atomic_path(self.folder / "state.pt") as temporary:
+        with atomic_path(self.folder / STATE) as temporary:
             try:
                 torch.save({"state": dict(state), "random": random_state()}, temporary)
             except RuntimeError as error:  # torch's writer has no OSError of its own
@@ -61,7 +63,7 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last, or None; restores the random state that was saved with it."""
-        path = self.folder / "state.pt"
+        path = self.folder / STATE
         if not path.exists():
             return None
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfkd.cli_options import Device
+from dfkd.cli_options import Device, OnDivergence
 from dfkd.config import (
     STAGES,
     check_dataset,
@@ -127,12 +127,15 @@ def teacher_train(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    on_divergence: OnDivergence = "stop",
 ) -> None:
     """Train a teacher on the real images: weights, card, history and cost."""
     from dfkd.distillation.teacher import train_teacher
+    from dfkd.divergence import attempt
 
     chosen = _settings("teacher", settings, changes)
-    train_teacher(data, check_model(model), chosen, output, checkpoints, _runtime(chosen, device))
+    architecture, runtime = check_model(model), _runtime(chosen, device)
+    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime), checkpoints, on_divergence)
 
 
 @teacher_app.command("import")
@@ -166,15 +169,18 @@ def init_bank(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    on_divergence: OnDivergence = "stop",
 ) -> None:
     """Invert the teacher into an image bank."""
+    from dfkd.divergence import attempt
     from dfkd.synthesis.init_bank import init_bank as run
 
     index, sign, count = shard.partition("/")
     if not (sign and index.isdigit() and count.isdigit()):
         raise UserError(f"--shard {shard}: expected i/n, e.g. 1/4.")
     chosen = _settings("init-bank", settings, changes)
-    run(teacher, chosen, output, checkpoints, _runtime(chosen, device), (int(index), int(count)))
+    runtime, part = _runtime(chosen, device), (int(index), int(count))
+    attempt(lambda: run(teacher, chosen, output, checkpoints, runtime, part), checkpoints, on_divergence)
 
 
 @app.command(epilog=_epilog("augment"))
@@ -188,12 +194,15 @@ def augment(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    on_divergence: OnDivergence = "stop",
 ) -> None:
     """Multiply a bank by diffusion variations and keep the faithful ones."""
     from dfkd.diffusion.augment import augment as run
+    from dfkd.divergence import attempt
 
     chosen = _settings("augment", settings, changes)
-    run(teacher, bank, chosen, output, rejected, plot, checkpoints, _runtime(chosen, device))
+    runtime = _runtime(chosen, device)
+    attempt(lambda: run(teacher, bank, chosen, output, rejected, plot, checkpoints, runtime), checkpoints, on_divergence)
 
 
 @app.command(epilog=_epilog("distill"))
@@ -212,14 +221,19 @@ def distill(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    on_divergence: OnDivergence = "stop",
 ) -> None:
     """Distil a student on the banks and on images made against it."""
     from dfkd.distillation.distill import distill as run
+    from dfkd.divergence import attempt
 
-    method = check_method(method)
-    chosen = _settings("distill", settings, changes, method)
-    runtime = _runtime(chosen, device)
-    run(teacher, bank or [], check_model(student), test, chosen, seed, output, checkpoints, runtime, method, data)
+    chosen = _settings("distill", settings, changes, check_method(method))
+    architecture, runtime = check_model(student), _runtime(chosen, device)
+    attempt(
+        lambda: run(teacher, bank or [], architecture, test, chosen, seed, output, checkpoints, runtime, method, data),
+        checkpoints,
+        on_divergence,
+    )
 
 
 @app.command(epilog=_epilog("evaluate"))

@@ -8,12 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
+from dfkd.settings import ON_DIVERGENCE, OnDivergencePolicy
+
 Bank = Annotated[Path, typer.Argument(help="the bank, a .lmdb file", metavar="BANK")]
 BankTeacher = Annotated[
     Path | None,
     typer.Option("--teacher", help="teacher weights; by default those the bank was made with"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+OnDivergence = Annotated[
+    OnDivergencePolicy,
+    typer.Option(
+        envvar=ON_DIVERGENCE,
+        help="when a loss is lost: stop, or go on from the last good state at half the rate, up to five times (rollback)",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 

@@ -19,6 +19,7 @@ from dfkd.settings import (
     DatasetSettings,
     EvaluateSettings,
     InitBankSettings,
+    OnDivergencePolicy,
     Settings,
     StageSettings,
     TeacherSettings,
@@ -85,6 +86,10 @@ class Config(Settings):
         default_factory=lambda: [name for name, method in METHODS.items() if name not in ALIASES and not method.transfer],
         min_length=1,
         description="the methods of results/compare/…; all but `kd` without it",
+    )
+    on_divergence: OnDivergencePolicy = Field(
+        "stop",
+        description="when a loss is lost: `stop`, or `rollback`, which goes on from the last good state at half the rate",
     )
     scatter: Count = Field(1, description="parallel shards of the init bank; any number gives the same bank")
     teacher: Section = Section()

@@ -19,6 +19,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+OnDivergencePolicy = Literal["stop", "rollback"]
+ON_DIVERGENCE = "DFKD_ON_DIVERGENCE"  # how the workflow hands the policy to the stages: it changes no result that is there
+
+
 class StageSettings(Settings):
     """What every computing stage can set."""
 

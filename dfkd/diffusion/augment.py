@@ -14,6 +14,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.diffusion import fidelity
 from dfkd.diffusion.backends import COST_FILE, Backend, create_backend
+from dfkd.divergence import rollback_notes
 from dfkd.errors import UserError
 from dfkd.files import file_sha256, read_json, write_json
 from dfkd.history import History, is_shown
@@ -88,7 +89,7 @@ def augment(
             _fill(reader, chosen, settings, backend, judge, kept, dropped, checkpoint, cost, history)
         blocks = kept.reader().blocks(), dropped.reader().blocks()
         report = fidelity.report(settings.backend, settings.threshold, info.classes, *blocks)
-        kept.update_meta(extra=kept.meta.extra | report)
+        kept.update_meta(extra=kept.meta.extra | report | rollback_notes(checkpoint.folder))
         fidelity.plot(report, plot)
         dropped.publish(rejected)
         kept.publish(output)

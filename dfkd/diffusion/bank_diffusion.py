@@ -20,6 +20,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import to_bytes, to_unit
 from dfkd.diffusion.backends import COST_FILE, Backend, image_generators, image_noise
+from dfkd.divergence import Watch, slowed
 from dfkd.errors import UserError
 from dfkd.files import write_json
 from dfkd.history import History
@@ -140,15 +141,17 @@ class BankDiffusion(Backend):
         """Train on the bank (held on the device as uint8); batch, timesteps and noise of a step depend on (seed, step)."""
         optimiser = torch.optim.AdamW(self.unet.parameters(), lr=self.own.lr, fused=self.runtime.precision == "fast")
         done = self._restore(checkpoint, optimiser, history)
+        self.slowed = slowed(self.settings, checkpoint.folder).bank_diffusion
         if done < self.own.train_steps:
             images, labels = images.to(self.runtime.device), labels.to(self.runtime.device)
             self.unet.train()
         saved = time.monotonic()
+        watch = Watch("bank diffusion", ["loss"], self.runtime.device, "augment.bank_diffusion.lr")
         with progress("bank diffusion", self.own.train_steps, done) as bar:
             for step in range(done, self.own.train_steps):
                 with cost.measure(self.runtime):
                     for group in optimiser.param_groups:
-                        group["lr"] = learning_rate(step, self.own)
+                        group["lr"] = learning_rate(step, self.slowed)
                     optimiser.zero_grad(set_to_none=True)
                     loss = self._loss(images, labels, step)
                     loss.backward()
@@ -156,9 +159,12 @@ class BankDiffusion(Backend):
                     optimiser.step()
                     self._average(step)
                     self.total_loss += loss.detach()
+                    watch.see(step, loss)
                 note = ""
                 cost.optimiser_steps = step + 1
                 finished, stopping = step + 1 == self.own.train_steps, bool(stop)
+                if (step + 1) % self.every == 0 or finished or stopping or time.monotonic() - saved > SAVE_SECONDS:
+                    watch.check()
                 if (step + 1) % self.every == 0 or finished:
                     note = self._record(step, history, cost)
                 if stopping or finished or time.monotonic() - saved > SAVE_SECONDS:
@@ -189,10 +195,8 @@ class BankDiffusion(Backend):
         """A row about the steps since the last one; now and then what the UNet makes of noise, and words for the log."""
         count = step % self.every + 1
         loss = self.total_loss.item() / count
-        if not math.isfinite(loss):
-            raise UserError(f"bank diffusion: the loss is not finite at step {step + 1}; lower augment.bank_diffusion.lr.")
         self.total_loss.zero_()
-        row = {"step": step + 1, "lr": learning_rate(step, self.own), "loss": loss}
+        row = {"step": step + 1, "lr": learning_rate(step, self.slowed), "loss": loss}
         history.append(row, cost.seconds, count * self.own.batch_size)
         if not history.shows(-(-self.own.train_steps // self.every)):
             return ""

@@ -26,6 +26,7 @@ from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
 from dfkd.distillation.store import ImageStore
 from dfkd.distillation.teacher import accuracy
+from dfkd.divergence import rollback_notes, slowed
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
@@ -94,6 +95,7 @@ def distill(
             "plugins": [code_hash("method", method), code_hash("model", card.architecture), code_hash("model", architecture)],
         },
     )
+    chosen, settings = settings, slowed(settings, checkpoint.folder)
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
@@ -106,7 +108,8 @@ def distill(
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
 
     notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
-    meta = _bank_meta(card, readers, settings, seed, method, architecture, notes)
+    notes |= rollback_notes(checkpoint.folder)
+    meta = _bank_meta(card, readers, chosen, seed, method, architecture, notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
@@ -137,6 +140,7 @@ def distill(
                 else:
                     run.distill(turn)
             if turn.last:
+                run.watch.check()
                 run.keep_sample(turn.epoch)
                 trained = run.steps * settings.batch_size
                 row = run.row(turn.epoch) | examination.hold(turn.epoch)
@@ -161,7 +165,7 @@ def distill(
         role="student",
         stage=f"distill {method}",
         stage_version=STAGE_VERSIONS["distill"],
-        settings=settings.model_dump(),
+        settings=chosen.model_dump(),
         seed=seed,
         metrics={"acc1": last["acc1"], "agree1": last["agree1"], "epoch": float(settings.epochs)},
         versions=versions(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, 
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.divergence import Watch, check_terms
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.history import SHOWN
@@ -66,6 +66,8 @@ class Run:
         self.cost = Cost()
         self.made: dict[str, float] = {}  # the terms of the last synthesis
         self.sums = torch.zeros(len(objective.terms), device=runtime.device)
+        self.watch = Watch("distil", objective.terms, runtime.device)
+        self.watched = 0  # student steps since the run began
         self.steps = 0  # student steps that `sums` holds
         self.shown: torch.Tensor | None = None  # some of the images that were made last, uint8 [N,C,H,W]
         self._order: ShuffledPasses | None = None
@@ -75,6 +77,7 @@ class Run:
         if turn.round == 0:
             seed_everything(self.seed, "distill", turn.epoch)
         made = self.synthesizer.synthesize(turn.epoch, stop)
+        check_terms("synthesis", self.watched, made.terms, "lr_g")
         if len(made.images):
             self.bank.append_images(made.images, made.labels, made.scores)
             self.store.append(made.images, made.labels)
@@ -96,8 +99,11 @@ class Run:
                 self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))
         else:
             batch = self._stored(turn, size)
-        self.sums += self.objective.step(batch._replace(images=self.runtime.images(batch.images)))
+        terms = self.objective.step(batch._replace(images=self.runtime.images(batch.images)))
+        self.watch.see(self.watched, terms)
+        self.sums += terms
         self.steps += 1
+        self.watched += 1
         self.cost.optimiser_steps += self.objective.optimiser_steps
         self.cost.teacher_queries += size
 
@@ -123,28 +129,27 @@ class Run:
         self.bank.append_images(images.cpu().contiguous(), answers.cpu(), scores)
 
     def row(self, epoch: int) -> dict[str, float]:
-        """The figures of an epoch, and a fresh start for the sums. Raises a `UserError` when one is not finite."""
+        """The figures of an epoch, and a fresh start for the sums."""
         row: dict[str, float] = {"epoch": epoch + 1, "lr": rate_at(self.settings, epoch)}
         if self.made and (rate := self.synthesizer.rate) is not None:
             row["lr_g"] = rate
         if self.steps:
             row |= dict(zip(self.objective.terms, (self.sums / self.steps).tolist(), strict=True))
         row |= {f"g_{name}": value for name, value in self.made.items()} | {"images": self.store.count}
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise UserError(f"epoch {epoch + 1}: {name} is not finite; lower lr (or lr_g) and run again.")
         self.sums.zero_()
         self.steps = 0
         return row
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """All that a resumed run needs. Raises `Divergence` in place of a state that is lost."""
+        self.watch.check()
         return {
             "parts": {name: part.state_dict() for name, part in self._parts().items()},
             "cost": self.cost.as_dict(),
             "made": self.made,
             "sums": self.sums.cpu(),
             "steps": self.steps,
+            "watched": self.watched,
             "blocks": self.bank.blocks,
         }
 
@@ -153,7 +158,7 @@ class Run:
         for name, part in self._parts().items():
             part.load_state_dict(state["parts"][name])
         self.cost, self.made, self.steps = Cost(**state["cost"]), state["made"], state["steps"]
-        self.sums = state["sums"].to(self.runtime.device)
+        self.sums, self.watched = state["sums"].to(self.runtime.device), state["watched"]
         self.bank.truncate(state["blocks"])
 
     def _parts(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.store import ImageStore, ShuffledPasses
-from dfkd.errors import UserError
+from dfkd.divergence import Watch, rollback_notes, slowed
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import SHOWN, History
@@ -63,6 +63,8 @@ def train_teacher(
             "data": file_sha256(data),
         },
     )
+    chosen, settings = settings, slowed(settings, checkpoint.folder)
+    notes = rollback_notes(checkpoint.folder)
     seed_everything(settings.seed, "teacher")
     model = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size)).train()
     optimiser = torch.optim.SGD(
@@ -104,6 +106,7 @@ def train_teacher(
         }
 
     total = settings.epochs * steps_per_epoch
+    watch = Watch(f"teacher {architecture}", ["loss"], runtime.device)
     with stop_request() as stop, progress(f"teacher {architecture}", total, first) as steps:
         for step in range(first, total):
             epoch = step // steps_per_epoch
@@ -117,13 +120,13 @@ def train_teacher(
                 loss.backward()
                 optimiser.step()
                 total_loss += loss.detach()
+                watch.see(step, loss)
             cost.optimiser_steps += 1
             note = ""
             if (step + 1) % steps_per_epoch == 0:
+                watch.check()
                 acc1 = accuracy(predict(model, test_images, info, runtime), test_labels)
                 mean_loss = total_loss.item() / steps_per_epoch
-                if not math.isfinite(mean_loss):
-                    raise UserError(f"teacher {architecture}: the loss is not finite in epoch {epoch + 1}; lower lr.")
                 row = {"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1}
                 history.append(row, cost.seconds, steps_per_epoch * settings.batch_size)
                 if history.shows(settings.epochs):
@@ -133,10 +136,11 @@ def train_teacher(
                 checkpoint.save(snapshot(step + 1))
             steps.advance(note=note)
             if stop:
+                watch.check()
                 checkpoint.save(snapshot(step + 1))
                 stop.stop()
 
-    card = _card(architecture, info, settings.model_dump(), settings.seed, history.rows[-1]["acc1"])
+    card = _card(architecture, info, chosen.model_dump(), settings.seed, history.rows[-1]["acc1"], notes)
     history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     card = save_weights(output, model, card)
@@ -167,7 +171,14 @@ def import_teacher(
     return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, acc1))
 
 
-def _card(architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: int, acc1: float | None) -> WeightsCard:
+def _card(
+    architecture: str,
+    info: DatasetInfo,
+    settings: dict[str, Any],
+    seed: int,
+    acc1: float | None,
+    notes: dict[str, str] | None = None,
+) -> WeightsCard:
     return WeightsCard(
         architecture=architecture,
         dataset=info,
@@ -179,4 +190,5 @@ def _card(architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: 
         metrics={} if acc1 is None else {"acc1": acc1},
         versions=versions(),
         revision=revision(),
+        notes=notes or {},
     )

@@ -16,15 +16,13 @@ mirrored digit is another sign; the published code always mirrors, and no table 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_bytes
 from dfkd.distillation.objective import Objective
-from dfkd.errors import UserError
+from dfkd.divergence import check_terms
 from dfkd.methods import DeepInversionSettings
 from dfkd.progress import StopRequest
 from dfkd.runtime import Runtime
@@ -105,8 +103,7 @@ class DeepInversion(Synthesizer):
         else:
             pixels = self.pixels.detach()
             terms = dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
-            if not math.isfinite(terms["loss"]):
-                raise UserError("synthesis: the loss is not finite after the last step; lower lr_g.")
+            check_terms("synthesis", own.g_steps - 1, terms, "lr_g")
         kept = to_bytes(self.in_unit_range(pixels))
         scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
         queries = count * (own.g_steps + 1)

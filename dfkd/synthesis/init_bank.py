@@ -14,6 +14,7 @@ from dfkd.bank.format import BLOCK_IMAGES, FORMAT_VERSION, BankMeta
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
+from dfkd.divergence import check_terms, rollback_notes, slowed
 from dfkd.errors import UserError
 from dfkd.files import write_json
 from dfkd.history import History
@@ -64,6 +65,7 @@ def init_bank(
         "shard": shard,
     }
     checkpoint = Checkpoint(checkpoints, identity)
+    chosen, settings = settings, slowed(settings, checkpoint.folder)
     state = checkpoint.load() or {}
     cost = Cost(**state.get("cost", {}))
     history = History(
@@ -81,7 +83,7 @@ def init_bank(
         teacher_sha256=card.sha256,
         stage="init-bank",
         stage_version=STAGE_VERSIONS["init-bank"],
-        settings=settings.model_dump(),
+        settings=chosen.model_dump(),
         seed=settings.seed,
         lineage=[{"stage": "teacher", "architecture": card.architecture, "sha256": card.sha256}],
         extra={
@@ -90,7 +92,8 @@ def init_bank(
                 "count": shard[1],
                 "first_block": batches.start * records,
                 "blocks": len(batches) * records,
-            }
+            },
+            **rollback_notes(checkpoint.folder),
         },
     )
     inversion = GeneratorInversion(
@@ -116,6 +119,7 @@ def init_bank(
                 with cost.measure(runtime):
                     seed_everything(settings.seed, "init-bank", batch)
                     made = inversion.synthesize(stop)
+                    check_terms(f"init bank, batch {batch + 1}", settings.steps - 1, made.terms)
                     bank.append_images(made.images, made.labels, made.scores)
                 cost.images += made.count
                 cost.optimiser_steps += made.optimiser_steps

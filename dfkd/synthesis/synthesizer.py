@@ -14,7 +14,7 @@ from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import normalise, to_unit
-from dfkd.errors import UserError
+from dfkd.divergence import Divergence
 from dfkd.progress import StopRequest
 from dfkd.runtime import Runtime
 
@@ -156,10 +156,10 @@ class Best:
         """The kept values and their terms.
 
         Raises:
-            UserError: no loss was finite.
+            Divergence: no loss was finite.
         """
         if self._loss is None or not math.isfinite(self._loss.item()):
-            raise UserError("synthesis: the loss was not finite in any step; lower the generator's rate.")
+            raise Divergence("synthesis", -1, "loss", "lr_g")
         return self._values, dict(zip(self._names, self._terms.tolist(), strict=True))
 
 

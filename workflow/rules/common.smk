@@ -46,9 +46,13 @@ def command_line_targets():
         return sorted(parse_args(sys.argv[1:])[1].targets)
 
 
-def pass_plugins_on():
-    """Have the stages, which are given settings but no config, load its plugins. A cluster's node reads the Snakefile again."""
+def pass_on():
+    """Have the stages, which are given settings but no config, load its plugins and know what to do when a loss is lost.
+
+    A cluster's node reads the Snakefile again.
+    """
     os.environ[plugins.VARIABLE] = plugins.passed_on(CONFIG.plugins)
+    os.environ[ON_DIVERGENCE] = CONFIG.on_divergence
 
 
 # What the wildcards name, in the order in which settings are looked up.
