@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test browser bench schema clean
+.PHONY: run test browser bench schema audit clean
 
 run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
@@ -41,6 +41,12 @@ schema: $(READY)
 	$(BIN)/python -m dfkd.schema config > workflow/schemas/config.schema.json
 	$(BIN)/python -m dfkd.schema campaign > workflow/schemas/campaign.schema.json
 
+# Known weaknesses of everything that is installed in .venv, by pip-audit from an environment of its own; asks PyPI's advisories.
+audit: $(READY)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
+
 # Most of what the libraries ship is never imported: of their bytecode only what the stages use is compiled, by importing it.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("dfkd: python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -53,5 +59,5 @@ $(READY): requirements.txt pyproject.toml
 
 # What was built from the sources. Data, results and downloads stay: remove those by hand.
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
