@@ -64,7 +64,8 @@ def train_teacher(
         },
     )
     seed_everything(settings.seed, "teacher")
-    model = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size)).train()
+    model = build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks)
+    model = runtime.place(model).train()
     optimiser = torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -170,6 +171,7 @@ def import_teacher(
 def _card(architecture: str, info: DatasetInfo, settings: dict[str, Any], seed: int, acc1: float | None) -> WeightsCard:
     return WeightsCard(
         architecture=architecture,
+        blocks=settings.get("blocks", "plain"),
         dataset=info,
         role="teacher",
         stage="teacher",

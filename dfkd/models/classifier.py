@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 Features = list[Tensor]
@@ -48,10 +49,14 @@ class Classifier(nn.Module, ABC):
     feature_dim: int
     stride: int
     layers: Layers = Layers()
+    preactivation = False  # whether BatchNorms lie before their convolutions; blocks then leave them alone
 
     @abstractmethod
     def extract(self, x: Tensor) -> Features:
         """[B,C,H,W] → feature maps [B,C_i,H_i,W_i] and, last, the pooled feature [B,feature_dim]."""
+
+    def initialise(self, module: nn.Module) -> None:
+        """Draw the convolutions within `module` anew, as this network draws its own; as PyTorch left them by default."""
 
     @abstractmethod
     def classify(self, pooled: Tensor) -> Tensor:
@@ -75,6 +80,26 @@ class Add(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, of one shape."""
         return x + y
+
+
+class Concat(nn.Module):
+    """Two branches' channels behind each other, as a module for the same reason."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """[B,C1,H,W], [B,C2,H,W] → [B,C1+C2,H,W]."""
+        return torch.cat([x, y], 1)
+
+
+class ChannelShuffle(nn.Module):
+    """Channels [group, place] in the order [place, group], so that the next groups see all of these (ShuffleNet)."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → the same with its channels in another order."""
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def global_average(x: Tensor) -> Tensor:

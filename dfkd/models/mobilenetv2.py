@@ -62,9 +62,13 @@ class MobileNetV2(Classifier):
         self.feature_dim, self.stride = LAST, 16
         maps = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
         self.layers = Layers("conv1", maps, maps, ("conv1", "blocks"), "classifier.0")
-        initialise_fan_out(self)
+        self.initialise(self)
         nn.init.normal_(linear.weight, 0.0, 0.01)
         nn.init.zeros_(linear.bias)
+
+    def initialise(self, module: nn.Module) -> None:
+        """Normal by fan-out, zero bias."""
+        initialise_fan_out(module)
 
     def extract(self, x: Tensor) -> Features:
         """Four feature maps, at 1/2, 1/4, 1/8 and 1/16 of the image size, and the pooled feature."""

@@ -50,9 +50,13 @@ class ResNetCifar(Classifier):
         maps = ("layer1", "layer2", "layer3")
         preacts = tuple(f"{name}.{count - 1}.add" for name in maps)
         self.layers = Layers("relu", maps, preacts, ("conv1", "bn1", *maps), "fc")
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.initialise(self)
+
+    def initialise(self, module: nn.Module) -> None:
+        """Kaiming-normal by fan-out."""
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def extract(self, x: Tensor) -> Features:
         """The outputs of the three layers and the pooled feature."""
@@ -79,6 +83,11 @@ def resnet8(classes: int, channels: int, image_size: int) -> ResNetCifar:
     return _narrow(8, classes, channels)
 
 
+def resnet14(classes: int, channels: int, image_size: int) -> ResNetCifar:
+    """Two blocks a layer; any image size."""
+    return _narrow(14, classes, channels)
+
+
 def resnet20(classes: int, channels: int, image_size: int) -> ResNetCifar:
     """Three blocks a layer; any image size."""
     return _narrow(20, classes, channels)
@@ -87,6 +96,11 @@ def resnet20(classes: int, channels: int, image_size: int) -> ResNetCifar:
 def resnet32(classes: int, channels: int, image_size: int) -> ResNetCifar:
     """Five blocks a layer; any image size."""
     return _narrow(32, classes, channels)
+
+
+def resnet44(classes: int, channels: int, image_size: int) -> ResNetCifar:
+    """Seven blocks a layer; any image size."""
+    return _narrow(44, classes, channels)
 
 
 def resnet56(classes: int, channels: int, image_size: int) -> ResNetCifar:

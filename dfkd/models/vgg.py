@@ -43,9 +43,13 @@ class VGG(Classifier):
         self.stride = 16 if image_size >= 64 else 8
         blocks = tuple(f"block{index}" for index in range(5))
         self.layers = Layers("relu0", ("relu1", "relu2", "relu3", "relu4"), blocks[1:], blocks, "classifier")
-        initialise_fan_out(self)
+        self.initialise(self)
         nn.init.normal_(self.classifier.weight, 0.0, 0.01)
         nn.init.zeros_(self.classifier.bias)
+
+    def initialise(self, module: nn.Module) -> None:
+        """Normal by fan-out, zero bias."""
+        initialise_fan_out(module)
 
     def extract(self, x: Tensor) -> Features:
         """Four feature maps, at 1/2, 1/4, 1/8 and 1/8 (or 1/16) of the image size, and the pooled feature."""

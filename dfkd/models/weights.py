@@ -20,6 +20,7 @@ from dfkd.files import atomic_path, read_json, write_json
 from dfkd.models import build_model, count_parameters
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime
+from dfkd.settings import Blocks
 
 State = dict[str, Tensor]
 
@@ -35,6 +36,8 @@ class WeightsCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     architecture: str
+    blocks: Blocks = "plain"  # what its k×k convolutions were trained as
+    deployed: bool = False  # blocks and BatchNorms folded into the convolutions (`dfkd deploy`)
     dataset: DatasetInfo
     role: Literal["teacher", "student", "diffusion", "generator"]
     stage: str
@@ -117,7 +120,7 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> tuple[nn.Mod
     if card.role == "diffusion":
         raise UserError(f"{path}: these are weights of a diffusion model; give those of a teacher or a student.")
     state = load_state(path)
-    model = _fitted(card.architecture, card.dataset, state, str(path))
+    model = _fitted(card.architecture, card.dataset, state, str(path), blocks=card.blocks, deployed=card.deployed)
     model.eval().requires_grad_(False)
     return (model if runtime is None else runtime.place(model)), card
 
@@ -182,10 +185,19 @@ def _state_of(content: Any, path: str | Path) -> State:
     return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in content.items()}
 
 
-def _fitted(architecture: str, info: DatasetInfo, state: State, where: str, aliases: bool = False) -> nn.Module:
+def _fitted(
+    architecture: str,
+    info: DatasetInfo,
+    state: State,
+    where: str,
+    aliases: bool = False,
+    blocks: Blocks = "plain",
+    deployed: bool = False,
+) -> nn.Module:
     """`architecture` for `info` with the tensors of `state`, every one of which must fit."""
+    folded = state.keys() if deployed else ()
     with torch.random.fork_rng(devices=[]):
-        model = build_model(architecture, len(info.classes), info.channels, info.image_size)
+        model = build_model(architecture, len(info.classes), info.channels, info.image_size, blocks, folded)
     own = model.state_dict()
     if aliases:
         state = _renamed(state, own)

@@ -49,6 +49,8 @@ class WideResNet(Classifier):
     Features: [block1, block2, block3 (before the last BN and ReLU: signed), pooled].
     """
 
+    preactivation = True
+
     def __init__(self, depth: int, width: int, classes: int, channels: int) -> None:
         super().__init__()
         count = (depth - 4) // 6
@@ -63,8 +65,12 @@ class WideResNet(Classifier):
         self.feature_channels, self.feature_dim, self.stride = widths, widths[2], 4
         blocks = ("block1", "block2", "block3")
         self.layers = Layers("conv1", blocks, ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"), ("conv1", *blocks), "fc")
-        initialise_fan_out(self)
+        self.initialise(self)
         nn.init.zeros_(self.fc.bias)
+
+    def initialise(self, module: nn.Module) -> None:
+        """Normal by fan-out, zero bias."""
+        initialise_fan_out(module)
 
     def extract(self, x: Tensor) -> Features:
         """Feature maps at 1, 1/2 and 1/4 of the image size, and the pooled feature."""

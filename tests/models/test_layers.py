@@ -15,6 +15,7 @@ from dfkd.models.taps import Taps
 # One of each family; the others of a family are built by the same code.
 NAMES = [
     "resnet8", "resnet8x4", "resnet18", "resnet50", "wrn162", "wrn161", "vgg8", "vgg11", "mobilenetv2", "lenet5",
+    "shufflenetv1", "shufflenetv2",
 ]  # fmt: skip
 
 
@@ -42,6 +43,8 @@ def test_the_named_layers_give_the_features_and_what_lies_before_their_activatio
         assert found[before].shape == feature.shape
         if name.startswith("wrn"):
             assert torch.equal(found[before], model.get_submodule(before)(feature))
+        elif name == "shufflenetv2":  # the order of the channels before the shuffle
+            assert torch.equal(found[before].relu().unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), feature)
         elif name != "mobilenetv2":
             assert torch.equal(found[before].relu(), feature)
         if name != "mobilenetv2":  # whose maps are signed and have no activation
