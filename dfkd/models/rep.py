@@ -14,6 +14,7 @@ begins with n times the variance of a plain layer, as in the published code. Of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -40,8 +41,10 @@ class Block(Foldable):
 
     All branches that are one kernel run as one convolution and one BatchNorm of n·O channels, summed by n: the smaller ones
     set into zeros at each pass. Their parameters are `square` [n·O,I/g,k,k], `vertical` [O,I/g,k,1], `horizontal`
-    [O,I/g,1,k] and `point` [O,I/g,1,1]; `norm` has their channels by group, branch and place.
+    [O,I/g,1,k] and `point` [O,I/g,1,1]; the channels of `norm` are the branches' behind each other.
     """
+
+    square: nn.Parameter
 
     def __init__(self, layer: nn.Conv2d, kind: str, norm: nn.BatchNorm2d, draw: Draw) -> None:
         """In place of `layer` and a BatchNorm with the constants of `norm`; `draw` initialises a convolution."""
@@ -70,8 +73,11 @@ class Block(Foldable):
         if not self.training and not self._listened():
             kernel, bias = (part.to(x.dtype) for part in self.folded(torch.promote_types(x.dtype, torch.float32)))
             return F.conv2d(x, kernel, bias, self.stride, self.padding, groups=self.groups)
-        branches = self.norm(F.conv2d(x, self._stacked(), None, self.stride, self.padding, groups=self.groups))
-        out = branches.unflatten(1, (self.groups, len(self.kernels), -1)).sum(2).flatten(1, 2)
+        count = len(self.kernels)
+        # With groups each branch has a copy of the input, so that its channels lie together: to gather them costs far more.
+        copies, groups = (x, 1) if self.groups == 1 else (x.repeat(1, count, 1, 1), self.groups * count)
+        branches = self.norm(F.conv2d(copies, self._stacked(), None, self.stride, self.padding, groups=groups)).chunk(count, 1)
+        out = functools.reduce(torch.add, branches)
         if self.identity is not None:
             out = out + self.identity(x)
         for chain in self._chains():
@@ -81,8 +87,7 @@ class Block(Foldable):
     def folded(self, dtype: torch.dtype = torch.float64) -> Folded:
         """Kernel [O,I/g,k,k] and bias [O]."""
         kernel, bias = fold_norm(self._stacked().to(dtype), None, self.norm)
-        form = (self.groups, len(self.kernels), -1)
-        kernel, bias = kernel.unflatten(0, form).sum(1).flatten(0, 1), bias.unflatten(0, form).sum(1).flatten()
+        kernel, bias = (part.unflatten(0, (len(self.kernels), -1)).sum(0) for part in (kernel, bias))
         others = [chain.folded(dtype) for chain in self._chains()]
         if self.identity is not None:
             others.append(fold_norm(self._identity_kernel(kernel), None, self.identity))
@@ -92,7 +97,7 @@ class Block(Foldable):
 
     def macs(self, output: Tensor) -> int:
         """Multiply-adds of the branches' own kernels, without the zeros around them."""
-        weights = sum(parameter[0].numel() * len(parameter) for name, parameter in self.named_parameters(recurse=False))
+        weights = sum(parameter.numel() for parameter in self.parameters(recurse=False))
         places = output.shape[2] * output.shape[3]
         return weights * places + sum(chain.macs(output) for chain in self._chains())
 
@@ -105,10 +110,9 @@ class Block(Foldable):
         return list(self.chains)  # type: ignore[arg-type]
 
     def _stacked(self) -> Tensor:
-        """All kernels as one, [n·O,I/g,k,k], its rows by group, branch and place."""
+        """All kernels as one, [n·O,I/g,k,k]."""
         squares = iter(self.square.chunk(self.kernels.count("square")))
-        whole = [next(squares) if name == "square" else self._embedded(getattr(self, name)) for name in self.kernels]
-        return torch.stack([kernel.unflatten(0, (self.groups, -1)) for kernel in whole], 1).flatten(0, 2)
+        return torch.cat([next(squares) if name == "square" else self._embedded(getattr(self, name)) for name in self.kernels])
 
     def _embedded(self, kernel: Tensor) -> Tensor:
         """A smaller kernel in the middle of k×k zeros."""
