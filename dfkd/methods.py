@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from dfkd.errors import UserError
 from dfkd.plugins import note
-from dfkd.settings import Count, Rate, StageSettings, Weight
+from dfkd.settings import Blocks, Count, Rate, StageSettings, Weight
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,6 +36,9 @@ class MethodSettings(StageSettings):
     weight_decay: Weight = 1e-4
     temperature: Rate = Field(20.0, description="of the KL divergence")
     loss: Literal["kl", "l1", "mse"] = Field("kl", description="student against teacher: KL of softmaxes, L1 or MSE of logits")
+    blocks: Blocks = Field(
+        "plain", description="what the student's k×k convolutions are trained as: blocks of branches, folded by `dfkd deploy`"
+    )
 
 
 class SynthesisSettings(MethodSettings):

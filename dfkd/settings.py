@@ -10,6 +10,9 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+# What the k×k convolutions of a network are trained as (dfkd/models/rep.py).
+Blocks = Literal["plain", "actdb", "repvgg", "acb", "dbb"]
+
 MAX_PIXELS = 89_478_485  # of one image file: Pillow's own limit, a quarter of a gigabyte in RGB
 
 
@@ -77,6 +80,7 @@ class TeacherSettings(StageSettings):
     gamma: Rate = 0.1
     schedule: Literal["multistep", "cosine"] = "multistep"
     nesterov: bool = False
+    blocks: Blocks = Field("plain", description="what its k×k convolutions are trained as; a student from scratch's above all")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 

@@ -35,6 +35,8 @@ def refusal(*words):
         ["evaluate"],
         ["result"],
         ["plot", "curves"],
+        ["deploy"],
+        ["export"],
     ],
 )
 def test_every_command_explains_itself(words):

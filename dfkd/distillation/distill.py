@@ -97,7 +97,7 @@ def distill(
     )
     chosen, settings = settings, slowed(settings, checkpoint.folder)
     seed_everything(seed, "distill")
-    student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size))
+    student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
     fresh = isinstance(synthesizer, FreshSynthesizer)
     if banks and fresh:
@@ -161,6 +161,7 @@ def distill(
     write_json(output.parent / "cost.json", {**run.cost.as_dict(), "hardware": runtime.describe()})
     student_card = WeightsCard(
         architecture=architecture,
+        blocks=settings.blocks,
         dataset=info,
         role="student",
         stage=f"distill {method}",
@@ -176,7 +177,7 @@ def distill(
     saved = save_weights(output, student, student_card)
     if synthesizer.generator is not None:
         generator_card = student_card.model_copy(
-            update={"architecture": f"{method} generator", "role": "generator", "metrics": {}}
+            update={"architecture": f"{method} generator", "blocks": "plain", "role": "generator", "metrics": {}}
         )
         save_weights(output.parent / "generator.safetensors", synthesizer.generator, generator_card)
     best = examination.best

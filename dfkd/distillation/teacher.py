@@ -66,7 +66,8 @@ def train_teacher(
     chosen, settings = settings, slowed(settings, checkpoint.folder)
     notes = rollback_notes(checkpoint.folder)
     seed_everything(settings.seed, "teacher")
-    model = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size)).train()
+    model = build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks)
+    model = runtime.place(model).train()
     optimiser = torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -181,6 +182,7 @@ def _card(
 ) -> WeightsCard:
     return WeightsCard(
         architecture=architecture,
+        blocks=settings.get("blocks", "plain"),
         dataset=info,
         role="teacher",
         stage="teacher",

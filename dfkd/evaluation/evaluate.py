@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from dfkd.datasets.prepared import read_info, read_split
 from dfkd.errors import UserError
 from dfkd.evaluation import metrics
 from dfkd.evaluation.checkpoints import Architectures, Checkpoint, check_test, check_together, open_checkpoint, short_names
+from dfkd.evaluation.deployment import deployment, latencies
 from dfkd.evaluation.evaluated import Evaluated, images_per_class
 from dfkd.evaluation.formats import EvaluatedCheckpoint, EvaluationFile, Measured, MeasuredTeacher, MetricsFile, Weights
 from dfkd.evaluation.predict import predict, write_predictions
@@ -125,6 +127,7 @@ def metrics_file(
         images=len(labels),
         teacher=_measured_teacher(teacher, logits["teacher"], labels) if teacher else None,
         student=Weights(name=student.architecture, params=student.params, sha256=student.sha256),
+        deployment=deployment(student),
         last=_measured(student, logits["student"], above, labels, settings),
         best=_measured(cards["best"], logits["best"], above, labels, settings) if "best" in cards else None,
     )
@@ -193,4 +196,7 @@ def _write(
         teacher_queries=len(labels) if "teacher" in cards else 0,
         peak_memory=max(one.peak_memory for one in spent),
     )
-    write_json(folder / "metrics.cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
+    written: dict[str, Any] = {**cost.as_dict(), "hardware": runtime.describe()}
+    if content.deployment is not None:
+        written["latency"] = [one.model_dump() for one in latencies(cards["student"], runtime)]
+    write_json(folder / "metrics.cost.json", written)

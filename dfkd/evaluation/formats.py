@@ -52,6 +52,25 @@ class Weights(Part):
     sha256: str = Field(description="SHA-256 of the weights file")
 
 
+class Deployment(Part):
+    """A student with blocks of branches in training, and the plain network that it becomes (`dfkd deploy`)."""
+
+    blocks: str = Field(description="what its k×k convolutions were trained as: actdb, repvgg, acb or dbb")
+    train_params: int = Field(description="parameters in training")
+    train_macs: int = Field(description="multiply-adds of its branches for one image")
+    deploy_params: int = Field(description="parameters when deployed")
+    deploy_macs: int = Field(description="multiply-adds for one image when deployed")
+
+
+class Latency(Part):
+    """Forward passes of both forms of a student with blocks, on the machine that the evaluation ran on."""
+
+    batch: int = Field(description="images of a pass")
+    train_ms: float = Field(description="milliseconds, branch by branch; the median of many passes")
+    deploy_ms: float = Field(description="milliseconds when deployed")
+    ratio: float = Field(description="train_ms / deploy_ms")
+
+
 class MeasuredTeacher(Weights):
     """The teacher of an evaluation."""
 
@@ -72,6 +91,7 @@ class MetricsFile(Part):
     images: int = Field(description="images of the test split")
     teacher: MeasuredTeacher | None = Field(description="null for a student from scratch")
     student: Weights
+    deployment: Deployment | None = Field(None, description="of a student with blocks; null for a plain one")
     last: Measured = Field(description="the last epoch: the headline")
     best: Measured | None = Field(description="the epoch with the best Acc@1 on this test split; null if not kept")
 
@@ -112,7 +132,8 @@ class StudentSummary(Part):
     """The student in a result."""
 
     name: str = Field(description="model name")
-    params: int = Field(description="number of parameters")
+    params: int = Field(description="number of parameters; of a student with blocks: in the form that was evaluated")
+    deployment: Deployment | None = Field(None, description="of a student with blocks; null for a plain one")
 
 
 class Statistic(Part):
@@ -148,6 +169,9 @@ class StageCost(Amounts):
 
     jobs: int = Field(description="cost files that were added up: one, one per shard or one per seed")
     per_seed: Amounts | None = Field(description="mean over the seeds; null for a stage that serves all seeds")
+    latency: list[Latency] | None = Field(
+        None, description="`evaluate` of a student with blocks: its forward passes, mean over the seeds; else null"
+    )
 
 
 class Provenance(Part):

@@ -17,6 +17,7 @@ from dfkd.evaluation.formats import (
     SUMMARISED,
     Amounts,
     Augmentation,
+    Latency,
     MetricsFile,
     Provenance,
     ResultFile,
@@ -77,7 +78,7 @@ def collect(
         data_free=all(file.data_free for file in files),
         notes=_notes(files),
         teacher=_teacher(first),
-        student=StudentSummary(name=student, params=first.student.params),
+        student=StudentSummary(name=student, params=first.student.params, deployment=first.deployment),
         seeds=[file.seed for file in files],
         test_images=first.images,
         **{key: _over_seeds([getattr(file.last, key) for file in files]) for key in SUMMARISED},
@@ -131,7 +132,19 @@ def add_costs(stage: str, costs: Sequence[Mapping[str, Any]]) -> StageCost:
     if stage in PER_SEED_STAGES:
         means = {key: statistics.fmean(cost[key] for cost in costs) for key in COST_KEYS}
         mean = Amounts(**means, energy=None if energy is None else energy / len(costs))
-    return StageCost(jobs=len(costs), per_seed=mean, energy=energy, **total)
+    return StageCost(jobs=len(costs), per_seed=mean, energy=energy, latency=_mean_latency(costs), **total)
+
+
+def _mean_latency(costs: Sequence[Mapping[str, Any]]) -> list[Latency] | None:
+    """The mean over the jobs, batch size by batch size; None unless all of them measured it."""
+    told = [[Latency.model_validate(one) for one in cost["latency"]] for cost in costs if cost.get("latency")]
+    if not told or len(told) < len(costs):
+        return None
+    means = []
+    for same in zip(*told, strict=True):
+        train, deploy = statistics.fmean(one.train_ms for one in same), statistics.fmean(one.deploy_ms for one in same)
+        means.append(Latency(batch=same[0].batch, train_ms=train, deploy_ms=deploy, ratio=train / deploy))
+    return means
 
 
 def _read_metrics(dataset: str, teacher: str | None, student: str, method: str, paths: Sequence[Path]) -> list[MetricsFile]:

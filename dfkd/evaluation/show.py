@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dfkd.evaluation.formats import Amounts, ResultFile, Statistic, read_result
+from dfkd.evaluation.formats import Amounts, Deployment, Latency, ResultFile, Statistic, read_result
 from dfkd.evaluation.published import PublishedFigure
 from dfkd.methods import METHODS
 from dfkd.pages import write_page
@@ -50,6 +50,9 @@ def show(path: str | Path, console: Console | None = None) -> None:
     console.print(metrics_table(result))
     _print_published(result, console)
     console.print()
+    if result.student.deployment is not None:
+        console.print(deployment_table(result.student.deployment, latency_of(result)))
+        console.print()
     console.print(cost_table(result))
     pictures = list(find_pictures(Path(path), result))
     if pictures:
@@ -65,7 +68,10 @@ def write_result_page(path: str | Path, output: str | Path) -> None:
     if result.augmentation is not None:
         notes.append(f"variations: {result.augmentation.backend}")
     plain = [row for row in result.published if row.metric in PUBLISHED_METRICS and not row.note]
-    tables = [metrics_table(result), *([published_table(result, plain)] if plain else []), cost_table(result)]
+    tables = [metrics_table(result), *([published_table(result, plain)] if plain else [])]
+    if result.student.deployment is not None:
+        tables.append(deployment_table(result.student.deployment, latency_of(result)))
+    tables.append(cost_table(result))
     networks = "_".join(part.name for part in (result.teacher, result.student) if part is not None)
     write_page(
         output,
@@ -159,6 +165,28 @@ def published_table(result: ResultFile, rows: list[PublishedFigure]) -> Table:
         sources.setdefault((method, *(cells.get(key, "") for key in keys)), []).append(source)
     for row_cells in sorted(sources, key=_first_number, reverse=True):
         table.add_row(*row_cells, ", ".join(sources[row_cells]))
+    return table
+
+
+def latency_of(result: ResultFile) -> list[Latency]:
+    """The forward passes that the evaluation of a student with blocks timed."""
+    return (result.cost["evaluate"].latency or []) if "evaluate" in result.cost else []
+
+
+def deployment_table(forms: Deployment, latencies: list[Latency]) -> Table:
+    """A student with blocks beside the network that it becomes: parameters, multiply-adds, time of a forward pass."""
+    title = f"In training (blocks: {forms.blocks}) and deployed"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("form", "parameters", "MACs", *(f"{one.batch} image{'s' * (one.batch > 1)}" for one in latencies)):
+        table.add_column(name, justify="left" if name == "form" else "right", no_wrap=True)
+    rows = (
+        ("in training", forms.train_params, forms.train_macs, [one.train_ms for one in latencies]),
+        ("deployed", forms.deploy_params, forms.deploy_macs, [one.deploy_ms for one in latencies]),
+    )
+    for form, params, macs, times in rows:
+        table.add_row(form, f"{params:,}", f"{macs:,}", *(f"{one:.3g} ms" for one in times))
+    ratios = [forms.train_params / forms.deploy_params, forms.train_macs / forms.deploy_macs, *(one.ratio for one in latencies)]
+    table.add_row("ratio", *(f"{one:.2f}" for one in ratios), style="dim")
     return table
 
 

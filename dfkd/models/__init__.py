@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -21,16 +21,29 @@ USUAL_SIZES = (8, 16, 28, 32, 64, 96, 128)
 Builder = Callable[[int, int, int], nn.Module]
 
 
-def build_model(name: str, classes: int, channels: int = 3, image_size: int = 32) -> nn.Module:
+def build_model(
+    name: str,
+    classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    blocks: str = "plain",
+    folded: Collection[str] = (),
+) -> nn.Module:
     """A freshly initialised classifier in training mode, on the current default device.
 
     `model(x)` gives logits [B,K]; `model(x, return_features=True)` gives (logits, [map1, …, mapN, pooled]). Attributes:
     `feature_channels` (of the maps), `feature_dim` (of the pooled feature). A registered model that is no `Classifier` gets
     this interface from `dfkd.models.adapter`.
 
+    Args:
+        name: one of `MODELS`, or `wrn{depth}{width}`.
+        classes, channels, image_size: of the data set.
+        blocks: what its k×k convolutions are trained as: `plain`, or blocks of branches (`dfkd.models.rep`).
+        folded: names in the state dict of a deployed network, whose form is built instead (`dfkd.models.fold`).
+
     Raises:
         UserError: an unknown name (the nearest known are offered), or classes, channels or an image size that the model
-            cannot take (found by a forward pass of one empty image).
+            cannot take (found by a forward pass of one empty image), or has nothing for blocks to replace.
     """
     builder = _builder(name)
     if classes < 2 or channels < 1:
@@ -45,6 +58,14 @@ def build_model(name: str, classes: int, channels: int = 3, image_size: int = 32
             f"model '{name}' cannot take images of {channels}×{image_size}×{image_size}; of the usual sizes it takes "
             f"{', '.join(fitting) or 'none'}: set image_size of the data set or choose another model."
         )
+    if folded:
+        from dfkd.models.fold import fold_form
+
+        model = fold_form(model, folded)
+    elif blocks != "plain":
+        from dfkd.models.rep import with_blocks
+
+        model = with_blocks(model, blocks, name)
     from dfkd.models.adapter import as_classifier
     from dfkd.models.classifier import Classifier
 

@@ -20,6 +20,7 @@ from dfkd.files import atomic_path, read_json, write_json
 from dfkd.models import build_model, count_parameters
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime
+from dfkd.settings import Blocks
 
 State = dict[str, Tensor]
 
@@ -35,6 +36,8 @@ class WeightsCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     architecture: str
+    blocks: Blocks = "plain"  # what its k×k convolutions were trained as
+    deployed: bool = False  # blocks and BatchNorms folded into the convolutions (`dfkd deploy`)
     dataset: DatasetInfo
     role: Literal["teacher", "student", "diffusion", "generator"]
     stage: str
@@ -55,7 +58,7 @@ def save_weights(path: str | Path, model: nn.Module, card: WeightsCard) -> Weigh
 
     Equal tensors give equal bytes, whatever their device and memory format. Returns the card with `sha256` and `params`.
     """
-    target = _weights_path(path)
+    target = check_output(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
     content = safetensors.torch.save(state)
     card = card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest(), "params": count_parameters(model)})
@@ -71,7 +74,7 @@ def read_card(path: str | Path) -> WeightsCard:
     Raises:
         UserError: the weights or their card are missing, or the card is not one of ours.
     """
-    card_path = _weights_path(path).with_suffix(".json")
+    card_path = check_output(path).with_suffix(".json")
     for file in (Path(path), card_path):
         if not file.is_file():
             raise UserError(f"{file}: no such file; weights are a .safetensors file with their card, a .json, beside them.")
@@ -117,7 +120,7 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> tuple[nn.Mod
     if card.role == "diffusion":
         raise UserError(f"{path}: these are weights of a diffusion model; give those of a teacher or a student.")
     state = load_state(path)
-    model = _fitted(card.architecture, card.dataset, state, str(path))
+    model = fitted_model(card.architecture, card.dataset, state, str(path), blocks=card.blocks, deployed=card.deployed)
     model.eval().requires_grad_(False)
     return (model if runtime is None else runtime.place(model)), card
 
@@ -132,10 +135,11 @@ def import_checkpoint(path: str | Path, architecture: str, info: DatasetInfo) ->
         UserError: not a checkpoint, code inside, or names, shapes, or a class count that do not fit.
     """
     state = _state_of(_read_checkpoint(path), path)
-    return _fitted(architecture, info, state, str(path), aliases=True)
+    return fitted_model(architecture, info, state, str(path), aliases=True)
 
 
-def _weights_path(path: str | Path) -> Path:
+def check_output(path: str | Path) -> Path:
+    """`path` as weights are named; a `UserError` for another suffix than .safetensors."""
     target = Path(path)
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: weights are kept in .safetensors files; `dfkd teacher import` takes a .pth checkpoint.")
@@ -182,10 +186,29 @@ def _state_of(content: Any, path: str | Path) -> State:
     return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in content.items()}
 
 
-def _fitted(architecture: str, info: DatasetInfo, state: State, where: str, aliases: bool = False) -> nn.Module:
-    """`architecture` for `info` with the tensors of `state`, every one of which must fit."""
+def fitted_model(
+    architecture: str,
+    info: DatasetInfo,
+    state: State,
+    where: str,
+    aliases: bool = False,
+    blocks: Blocks = "plain",
+    deployed: bool = False,
+) -> nn.Module:
+    """`architecture` for `info` with the tensors of `state`, every one of which must fit; in training mode on the CPU.
+
+    Args:
+        where: that the state is of, for the sentences of refusals.
+        aliases: whether other code's names are taken as well.
+        blocks: what the convolutions were trained as.
+        deployed: whether they, and the BatchNorms, were folded: the state's names say which.
+
+    Raises:
+        UserError: names, shapes, or a number of classes that do not fit, or tensors that are not finite.
+    """
+    folded = state.keys() if deployed else ()
     with torch.random.fork_rng(devices=[]):
-        model = build_model(architecture, len(info.classes), info.channels, info.image_size)
+        model = build_model(architecture, len(info.classes), info.channels, info.image_size, blocks, folded)
     own = model.state_dict()
     if aliases:
         state = _renamed(state, own)

@@ -92,7 +92,7 @@ def test_result_file(job):
     collect(**job)
     content = json.loads(job["output"].read_text())
     assert content["teacher"] == {"name": "wrn402", "params": 2243546, "acc1": 94.87}
-    assert content["student"] == {"name": "wrn161", "params": 175066}
+    assert content["student"] == {"name": "wrn161", "params": 175066, "deployment": None}
     assert content["seeds"] == [0, 1, 2]
     assert content["data_free"] is True
     assert content["acc1"] == {"mean": 89.0, "std": 1.0, "per_seed": [88.0, 90.0, 89.0]}
@@ -112,7 +112,7 @@ def test_costs_of_shards_and_seeds(job):
     assert cost["init-bank"].per_seed is None
     assert (cost["distill"].jobs, cost["distill"].seconds, cost["distill"].peak_memory) == (3, 30.0, 3 * 2**30)
     assert (cost["distill"].per_seed.seconds, cost["distill"].per_seed.peak_memory) == (10.0, 2 * 2**30)
-    assert cost["teacher"].model_dump() == COST | {"jobs": 1, "per_seed": None, "energy": None}
+    assert cost["teacher"].model_dump() == COST | {"jobs": 1, "per_seed": None, "energy": None, "latency": None}
 
 
 def test_energy_is_the_sum_over_the_jobs_and_null_if_one_was_not_metered(job):

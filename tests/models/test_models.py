@@ -11,6 +11,7 @@ from torch import nn
 import dfkd.models
 from dfkd.errors import UserError
 from dfkd.models import MODELS, build_model, count_macs, count_parameters
+from dfkd.models.taps import Taps
 
 # name: parameters with 10 and with 100 classes, BatchNorm layers, their channels, penultimate features, and millions of
 # multiply-adds at 32×32 (as published, to one decimal) with the number of classes that they are given for.
@@ -28,9 +29,13 @@ TABLE = {
     "vgg16": (14_728_266, 14_774_436, 13, 4224, 512, 398.2, 100),
     "vgg19": (20_040_522, 20_086_692, 16, 5504, 512, 511.4, 100),
     "mobilenetv2": (697_546, 812_836, 53, 9184, 1280, 6.4, 10),
+    "shufflenetv1": (862_768, 949_258, 49, 11868, 960, 38.7, 100),
+    "shufflenetv2": (1_263_278, 1_355_528, 56, 8090, 1024, 44.5, 100),
     "resnet8": (78_042, 83_892, 9, 336, 64, 12.5, 100),
+    "resnet14": (175_258, 181_108, 15, 560, 64, 26.7, 100),
     "resnet20": (272_474, 278_324, 21, 784, 64, 40.8, 100),
     "resnet32": (466_906, 472_756, 33, 1232, 64, 69.1, 100),
+    "resnet44": (661_338, 667_188, 45, 1680, 64, 97.4, 100),
     "resnet56": (855_770, 861_620, 57, 2128, 64, 125.8, 100),
     "resnet110": (1_730_714, 1_736_564, 111, 4144, 64, 253.2, 100),
     "resnet8x4": (1_210_410, 1_233_540, 10, 1376, 256, 177.1, 100),
@@ -38,6 +43,22 @@ TABLE = {
     "lenet5": (61_706, None, 0, 0, 120, 0.4, 10),
     "lenet5half": (15_738, None, 0, 0, 60, 0.1, 10),
 }
+NARROW, VGG_MAPS = [(16, 32), (32, 16), (64, 8)], [(128, 16), (256, 8), (512, 4), (512, 4)]
+# Channels and size of the stem's output and of the feature maps at 32×32, where the literature takes them.
+MAPS = {
+    **{f"resnet{depth}": [(16, 32), *NARROW] for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": [(32, 32), (64, 32), (128, 16), (256, 8)] for depth in (8, 32)},
+    **{f"wrn{depth}1": [(16, 32), *NARROW] for depth in (16, 40)},
+    **{f"wrn{depth}2": [(16, 32), (32, 32), (64, 16), (128, 8)] for depth in (16, 40)},
+    **{f"vgg{depth}": [(64, 32), *VGG_MAPS] for depth in (8, 11, 13, 16, 19)},
+    **{f"resnet{depth}": [(64, 32), (64, 32), (128, 16), (256, 8), (512, 4)] for depth in (18, 34)},
+    "resnet50": [(64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4)],
+    "mobilenetv2": [(16, 16), (12, 16), (16, 8), (48, 4), (160, 2)],
+    "shufflenetv1": [(24, 32), (240, 16), (480, 8), (960, 4)],
+    "shufflenetv2": [(24, 32), (116, 16), (232, 8), (464, 4)],
+    **{name: [(widths[0], 28), (widths[0], 14), (widths[1], 5), (widths[2], 1)]
+       for name, widths in (("lenet5", (6, 16, 120)), ("lenet5half", (3, 8, 60)))},
+}  # fmt: skip
 SMALL = [name for name, row in TABLE.items() if row[0] < 1_000_000]
 
 
@@ -63,7 +84,12 @@ def test_size_equals_the_published_one(name: str) -> None:
     widths = [layer.num_features for layer in models[10].modules() if isinstance(layer, nn.BatchNorm2d)]
     assert (len(widths), sum(widths)) == (norms, norm_channels)
     assert models[10].feature_dim == feature_dim
-    assert count_macs(models[classes], (channels, 32, 32)) / 1e6 == pytest.approx(macs, abs=0.05001)
+    layers, names = models[classes].layers, dict(models[classes].named_modules())
+    assert all(one in names for one in (*layers.preacts, *layers.trunk, layers.classifier))
+    with Taps(models[classes], (layers.stem, *layers.maps)) as taps:
+        assert count_macs(models[classes], (channels, 32, 32)) / 1e6 == pytest.approx(macs, abs=0.05001)
+        assert [tuple(output.shape[1:3]) for output in taps.take().values()] == MAPS[name]
+    assert models[classes].feature_channels == [width for width, _ in MAPS[name][1:]]
 
 
 @pytest.mark.parametrize(("name", "parameters", "giga_macs"), [("resnet18", 11_271_432, 2.22), ("resnet34", 21_379_592, 4.64)])
@@ -74,29 +100,16 @@ def test_tiny_imagenet_sizes(name: str, parameters: int, giga_macs: float) -> No
     assert count_macs(model, (3, 64, 64)) / 1e9 == pytest.approx(giga_macs, abs=0.01)
 
 
-# Channels and size of the feature maps at 32×32, where the literature takes them.
-MAPS = {
-    "wrn161": [(16, 32), (32, 16), (64, 8)],
-    "wrn402": [(32, 32), (64, 16), (128, 8)],
-    "resnet18": [(64, 32), (128, 16), (256, 8), (512, 4)],
-    "resnet50": [(256, 32), (512, 16), (1024, 8), (2048, 4)],
-    "vgg8": [(128, 16), (256, 8), (512, 4), (512, 4)],
-    "vgg11": [(128, 16), (256, 8), (512, 4), (512, 4)],
-    "mobilenetv2": [(12, 16), (16, 8), (48, 4), (160, 2)],
-    "resnet20": [(16, 32), (32, 16), (64, 8)],
-    "resnet8x4": [(64, 32), (128, 16), (256, 8)],
-}
-
-
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 16)])
+@pytest.mark.parametrize(
+    "name", ["wrn161", "resnet18", "resnet50", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2", "resnet8x4"]
+)
+@pytest.mark.parametrize(("channels", "size"), [(1, 16)])
 def test_features_have_the_declared_shapes(name: str, channels: int, size: int) -> None:
     model = build_model(name, 7, channels, size).eval()
     with torch.no_grad():
         logits, features = model(torch.zeros(2, channels, size, size), return_features=True)
-    expected = [(2, width, side * size // 32, side * size // 32) for width, side in MAPS[name]]
+    expected = [(2, width, side * size // 32, side * size // 32) for width, side in MAPS[name][1:]]
     assert [tuple(feature.shape) for feature in features[:-1]] == expected
-    assert model.feature_channels == [c for c, _ in MAPS[name]]
     assert features[-1].shape == (2, model.feature_dim)
     assert logits.shape == (2, 7)
 
@@ -145,7 +158,7 @@ def test_last_wrn_map_is_taken_before_batch_norm() -> None:
     torch.testing.assert_close(features[-1], pooled)
 
 
-@pytest.mark.parametrize("name", ["wrn162", "resnet18", "vgg11", "mobilenetv2", "resnet8x4"])
+@pytest.mark.parametrize("name", ["wrn162", "resnet18", "vgg11", "mobilenetv2", "shufflenetv1", "shufflenetv2", "resnet8x4"])
 def test_inputs_of_batch_norm_survive_the_forward_pass(name: str) -> None:
     """In-place operations must not reach what the BN-statistics loss hooks."""
     torch.manual_seed(0)
