@@ -86,7 +86,7 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
     targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in METHODS]
     done = workflow("--cores", "1", "--dry-run", "--printshellcmds", "--", *targets)
     assert done.returncode == 0, done.stdout
-    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (.*)$", done.stdout, re.MULTILINE)
+    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (?:DFKD_GPUS=1 )?(.*)$", done.stdout, re.MULTILINE)
     assert len(jobs) == sum(jobs_in(done.stdout).values())
     takers, methods = set(), set()
     for reason, command in jobs:

@@ -1,6 +1,8 @@
+import importlib
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +72,7 @@ def test_make_installs_once_and_before_what_it_runs(tmp_path):
     programs = [Path(line.split()[0]).name for line in again]
     assert programs == ["ruff", "ruff", "mypy", "snakefmt", "snakemake", "pytest"]
     assert again == first[-6:]
+    assert make("test-cluster")[-1].endswith("pytest tests/cluster")
     run = make("run")
     assert [line.split(maxsplit=1)[1] for line in run] == [
         "--cores all results/digits_wrn162_wrn161.json",
@@ -77,9 +80,41 @@ def test_make_installs_once_and_before_what_it_runs(tmp_path):
     ]
 
 
-def test_ci_runs_exactly_make_test():
+def test_the_plugins_of_clusters_are_extras_and_tested():
+    extras = PROJECT["optional-dependencies"]
+    plugins = {*extras["slurm"], *extras["kubernetes"]}
+    assert {canonicalize_name(Requirement(text).name) for text in plugins} == {
+        "snakemake-executor-plugin-slurm",
+        "snakemake-executor-plugin-kubernetes",
+        "snakemake-storage-plugin-s3",
+    }
+    assert plugins <= {*extras["test"]}
+
+
+def test_plain_pytest_leaves_the_cluster_alone():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "--noconftest"]
+    others = f"--ignore-glob={ROOT}/tests/[!c]*"  # to collect them takes its time
+    plain, named = (
+        subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True).stdout
+        for words in (["tests", others], ["tests/cluster"])
+    )
+    assert "no tests collected" in plain
+    assert "tests/cluster/test_slurm.py" in named
+
+
+def test_without_root_the_cluster_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "cluster"))
+    slurm = importlib.import_module("slurm")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert slurm.missing().startswith("the tests of the cluster start SLURM's daemons and need root")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None if name == "sbatch" else f"/usr/bin/{name}")
+    assert slurm.missing() == "the tests of the cluster need sbatch: install Debian's slurm-wlm and munge."
+
+
+def test_ci_runs_exactly_the_two_makes_of_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert lines[:2] == ["#!/usr/bin/env bash", "set -euo pipefail"]
-    assert lines[-1] == "make test"
+    assert lines[-2:] == ["make test", "make test-cluster"]

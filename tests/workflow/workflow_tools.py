@@ -80,12 +80,12 @@ class Workflow:
 
     def __call__(self, *words, program=("-m", "snakemake")):
         """Run once; the completed process, its stderr within its stdout."""
-        return self._python([*program, *self._place(), *words])
+        return self._python([*program, *self.place(), *words])
 
     def batch(self, invocations):
         """Run each list of words; (status, output) of each."""
         outputs = [self.folder / f"batch{number}.txt" for number in range(len(invocations))]
-        work = [([*self._place(), *words], str(output)) for words, output in zip(invocations, outputs, strict=True)]
+        work = [([*self.place(), *words], str(output)) for words, output in zip(invocations, outputs, strict=True)]
         done = self._python(["-c", BATCH], input=json.dumps(work))
         assert done.returncode == 0, done.stdout
         return [(status, output.read_text()) for status, output in zip(json.loads(done.stdout), outputs, strict=True)]
@@ -96,7 +96,8 @@ class Workflow:
         assert done.returncode == 0, done.stdout
         return jobs_in(done.stdout)
 
-    def _place(self):
+    def place(self):
+        """The words that every invocation begins with."""
         return ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--directory", str(self.folder)]
 
     def _python(self, words, **options):

@@ -31,6 +31,7 @@ rule augment:
     message:
         "Multiply the init bank of {wildcards.teacher} ({wildcards.dataset}) by diffusion, and filter it"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd augment --teacher {input.teacher:q} --bank {input.bank:q} --settings {params.settings:q} "
         "--checkpoints {params.checkpoints:q} -o {output.bank:q} --rejected {output.rejected:q} "
         "--plot {output.plot:q} > {log:q} 2>&1"

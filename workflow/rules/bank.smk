@@ -23,6 +23,7 @@ rule init_shard:
     message:
         "Invert {wildcards.teacher} ({wildcards.dataset}) into images: shard {wildcards.scatteritem}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd init-bank --teacher {input.teacher:q} --settings {params.settings:q} --shard {params.shard:q} "
         "--checkpoints {params.checkpoints:q} -o {output.bank:q} > {log:q} 2>&1"
 

@@ -6,6 +6,7 @@ import io as text_io
 import json
 import os
 import shutil
+import tempfile
 
 # The stages run in the environment that runs Snakemake, activated or not.
 if shutil.which("dfkd") is None:
@@ -26,19 +27,31 @@ def config_folder():
     )
 
 
-def command_line_targets():
-    """The targets that the user typed. Snakemake knows them only after the Snakefile, which is too late for a good message."""
+def command_line():
+    """What the user typed, profiles included; None in a job's process and under another program than `snakemake`.
+
+    Snakemake itself knows it only after the Snakefile.
+    """
     if not workflow.is_main_process or Path(sys.argv[0]).name not in (
         "snakemake",
         "__main__.py",
     ):
-        return []
+        return None
     from snakemake.cli import parse_args
 
     with contextlib.redirect_stderr(
         text_io.StringIO()
     ):  # it was parsed before, and said then which profile it uses
-        return sorted(parse_args(sys.argv[1:])[1].targets)
+        return parse_args(sys.argv[1:])[1]
+
+
+def share_gpus():
+    """Have the jobs of this machine take GPUs of their own. A batch system hands them out itself."""
+    if TYPED and TYPED.executor in (None, "local"):
+        folder = Path(tempfile.gettempdir()) / f"dfkd-gpus-{os.getuid()}"
+        os.environ.setdefault(gpus.FOLDER, str(folder))
+    elif TYPED:
+        os.environ.pop(gpus.FOLDER, None)
 
 
 def pass_plugins_on():

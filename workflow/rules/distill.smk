@@ -37,6 +37,7 @@ rule distill:
         "Distil {wildcards.teacher} into {wildcards.student} ({wildcards.dataset}) by {wildcards.method}, "
         "seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd distill --teacher {input.teacher:q} {params.images:q} --method {wildcards.method:q} "
         "--student {wildcards.student:q} --seed {wildcards.seed:q} --test {input.test:q} "
         "--settings {params.settings:q} --checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"

@@ -26,6 +26,7 @@ rule evaluate:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd evaluate --teacher {input.teacher:q} --student {input.student:q} --best {input.best:q} "
         "--test {input.test:q} --settings {params.settings:q} -o {output.metrics:q} "
         "--predictions {output.predictions:q} > {log:q} 2>&1"

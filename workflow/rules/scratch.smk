@@ -25,6 +25,7 @@ rule scratch:
     message:
         "Train {wildcards.student} on {wildcards.dataset} from scratch, seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd teacher train --data {input.data:q} --model {wildcards.student:q} --settings {params.settings:q} "
         "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
@@ -54,6 +55,7 @@ rule evaluate_scratch:
     message:
         "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd evaluate --student {input.student:q} --test {input.test:q} --settings {params.settings:q} "
         "-o {output.metrics:q} --predictions {output.predictions:q} > {log:q} 2>&1"
 
