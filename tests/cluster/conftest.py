@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "workflow"))
 
-import slurm
+import digits  # noqa: E402
+import slurm  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,12 @@ def cluster(artefacts):
         finally:
             for log in Path(name).glob("*.out"):
                 shutil.copy(log, artefacts / f"{log.stem}.log")
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory):
+    """A folder in which the targets were made by this machine, undisturbed."""
+    workflow = digits.workflow_in(tmp_path_factory.mktemp("local") / "work")
+    done = workflow("--cores", "2", *digits.SET_THREADS, "--", digits.RESULT, digits.SCRATCH)
+    assert done.returncode == 0, done.stdout
+    return workflow.folder

@@ -33,16 +33,16 @@ class Handler(BaseHTTPRequestHandler):
     def _error(self, code):
         self._answer(404, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
 
-    def do_PUT(self):  # noqa: N802
+    def do_PUT(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.objects[self._key()] = (body, time())
         self._answer(200, ETag=f'"{md5(body).hexdigest()}"')
 
-    def do_DELETE(self):  # noqa: N802
+    def do_DELETE(self):
         self.server.objects.pop(self._key(), None)
         self._answer(204)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         key = self._key()
         if key is None:
             self._error("NoSuchBucket")

@@ -29,7 +29,7 @@ if words[0] == "distill" and Path("fail").exists():
 after = {{option: value for option, value in zip(words, words[1:])}}
 output = Path(after["-o"] if "-o" in after else words[2] + "/curves.png")
 beside = {{
-    "teacher": ["weights.json", "history.csv", "cost.json"],
+    "teacher": [output.stem + ".json", "history.csv", "cost.json"],
     "init-bank": [output.stem + ".cost.json"],
     "augment": ["variations.cost.json"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
@@ -122,3 +122,19 @@ def jobs_in(output):
     """Snakemake's own table of jobs, by rule."""
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total", output, re.DOTALL | re.MULTILINE)
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)} if table else {}
+
+
+def rules():
+    """Every rule's text, by name."""
+    found = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for name, text in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.DOTALL | re.MULTILINE):
+            found[name] = text
+    return found
+
+
+def relatives():
+    """Rules that are another with other files, by name: the rule whose contract they have, and their text."""
+    text = (ROOT / "workflow" / "rules" / "distill.smk").read_text()
+    found = re.findall(r"^use rule (\w+) as (\w+) with:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    return {name: (own, changes) for own, name, changes in found}

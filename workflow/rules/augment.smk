@@ -1,6 +1,7 @@
 rule augment:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
     output:
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",

@@ -1,6 +1,7 @@
 rule init_shard:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
     output:
         bank="results/banks/{dataset}_{teacher}/shards/{scatteritem}.lmdb",
         cost="results/banks/{dataset}_{teacher}/shards/{scatteritem}.cost.json",

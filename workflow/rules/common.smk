@@ -243,6 +243,11 @@ def per_compared(*names):
     return files
 
 
+def runs_folder(wildcards, input):
+    """The folder of the compared runs: `results/runs`, or where their copies are if they live in storage."""
+    return str(Path(input.histories[0]).parents[3])
+
+
 def compared_results(wildcards):
     """The result of every method that is compared."""
     pair = "{dataset}_{teacher}_{student}".format(**wildcards)

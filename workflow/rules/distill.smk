@@ -1,6 +1,7 @@
 rule distill:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         banks=method_banks,
         test="data/{dataset}.test.h5",
     output:
@@ -63,6 +64,7 @@ use rule distill as distill_generator with:
 use rule distill as distill_transfer with:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         banks=method_banks,
         test="data/{dataset}.test.h5",
         data=transfer_data,

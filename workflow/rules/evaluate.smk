@@ -1,8 +1,11 @@
 rule evaluate:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
+        student_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
         best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
+        best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
         test="data/{dataset}.test.h5",
     output:
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",

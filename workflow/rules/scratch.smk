@@ -33,6 +33,7 @@ rule scratch:
 rule evaluate_scratch:
     input:
         student="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
+        student_card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         test="data/{dataset}.test.h5",
     output:
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
