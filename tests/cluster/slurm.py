@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +47,8 @@ SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 # the node may be called larger than it is, so that the resources of a real profile fit
 SlurmdParameters=config_overrides
-ReturnToService=2
+# a node that went down comes back when it is told to
+ReturnToService=0
 # a killed job's time to save its state
 KillWait=10
 # quick turns; jobs are remembered until the last is asked about
@@ -91,6 +93,16 @@ def node():
 def set_node(state):
     """Tell the node to be in this state."""
     ask("scontrol", "update", "NodeName=localhost", f"State={state}", "Reason=test")
+
+
+def crash_node(job):
+    """Take the node away, and with it all processes of the job that runs there: nothing is told to stop, or saved."""
+    pids = [int(line.split()[0]) for line in ask("scontrol", "listpids", job["JobId"]).splitlines()[1:]]
+    set_node("DOWN")
+    for pid in pids:
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait(condition, seconds, what):

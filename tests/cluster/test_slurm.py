@@ -58,7 +58,7 @@ def disturbed(cluster, artefacts, tmp_path_factory):
         run.wait(lambda: run.running() == ["distill"], "the student is all that runs")
         slurm.set_node("DRAIN")
         drained = slurm.node(), run.running()
-        slurm.set_node("DOWN")
+        slurm.crash_node(run.jobs("distill")[0])
         run.reach("distill", "NODE_FAIL", "PENDING")
         student.unlink()
         slurm.set_node("RESUME")
