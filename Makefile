@@ -57,7 +57,7 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
-	$(BIN)/python -c 'import snakemake.cli, sklearn.datasets, dfkd.evaluation.evaluate, dfkd.diffusion.augment, dfkd.distillation.distill'
+	$(BIN)/python -c 'import snakemake.cli, sklearn.datasets, sklearn.manifold, dfkd.evaluation.pictures, dfkd.diffusion.augment, dfkd.distillation.distill'
 	$(BIN)/python -c 'from diffusers import DDIMScheduler, UNet2DModel'
 	touch $@
 

@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import bank, memory, methods, peak, student, synthesis
+from benchmarks import bank, memory, methods, peak, student, synthesis, viewer
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
 from dfkd.errors import UserError, nearest
@@ -24,7 +24,7 @@ from dfkd.progress import setup_logging
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, can_compile, multiplies_bf16
 
-PARTS = ("synthesis", "student", "methods", "bank", "memory")
+PARTS = ("synthesis", "student", "methods", "bank", "memory", "viewer")
 LATEST = Path(__file__).resolve().parent / "latest.md"
 
 
@@ -52,6 +52,8 @@ def measure(options: Options, parts: list[str]) -> list[Section]:
             sections.append(bank.measure(options, Path(folder)))
         if "memory" in parts:
             sections.append(memory.measure(options, Path(folder)))
+        if "viewer" in parts:
+            sections.append(viewer.measure(options, Path(folder)))
     return sections
 
 

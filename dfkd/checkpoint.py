@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd.errors import UserError
 from dfkd.files import atomic_path
+from dfkd.locks import clear, hold, release
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +30,18 @@ class Checkpoint:
     """A stage's resumable state in a folder of its own, outside of every declared output.
 
     The folder holds `state.pt` and whatever else the stage keeps between attempts (a half-written bank, say). A
-    state whose fingerprint does not fit (other settings, stage version or inputs) is discarded with the folder.
+    state whose fingerprint does not fit (other settings, stage version or inputs) is discarded with the folder. One process
+    at a time has the folder: another one that asks for it says who holds it, and waits until that one ends.
     """
 
     def __init__(self, folder: str | Path, content: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.fingerprint = fingerprint(content)
         self._mark = self.folder / "fingerprint"
-        if self.folder.exists() and self._read_mark() != self.fingerprint:
+        hold(self.folder)
+        if self._mark.exists() and self._read_mark() != self.fingerprint:
             logger.info("checkpoint %s belongs to other settings or inputs: starting anew", self.folder)
-            shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be made ({error.strerror}); free the path or the disk.") from error
+            clear(self.folder)
         with atomic_path(self._mark) as temporary:
             temporary.write_text(self.fingerprint)
 
@@ -56,7 +54,10 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, and lists and dicts of them) with the random state of this process."""
         with atomic_path(self.folder / "state.pt") as temporary:
-            torch.save({"state": dict(state), "random": random_state()}, temporary)
+            try:
+                torch.save({"state": dict(state), "random": random_state()}, temporary)
+            except RuntimeError as error:  # torch's writer has no OSError of its own
+                raise OSError(errno.ENOSPC, "no space left on the disk, or it fails") from error
 
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last, or None; restores the random state that was saved with it."""
@@ -65,16 +66,19 @@ class Checkpoint:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+            state = dict(content["state"])
+            set_random_state(content["random"])
         except Exception as error:  # torch names no common class for a damaged file
-            logger.warning("checkpoint %s cannot be read (%s): starting anew", path, error)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning("checkpoint %s cannot be read (%s): starting anew", path, reason)
             return None
-        set_random_state(content["random"])
         logger.info("resuming from %s", path)
-        return content["state"]
+        return state
 
     def remove(self) -> None:
-        """Remove the folder: the stage is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, and let others have it: the stage is finished."""
+        clear(self.folder)
+        release(self.folder)
 
 
 def random_state() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dfkd.cli_options import Device
 from dfkd.config import (
     STAGES,
     check_dataset,
@@ -56,7 +57,6 @@ app.add_typer(plot_app, name="plot")
 
 SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: change one setting (repeatable)")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
 TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
 TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]
@@ -224,21 +224,55 @@ def distill(
 
 @app.command(epilog=_epilog("evaluate"))
 def evaluate(
-    student: Annotated[Path, typer.Option(help="student weights (safetensors), last epoch")],
-    test: TestFile,
-    output: Output,
-    predictions: Annotated[Path, typer.Option(help="HDF5 of both networks' logits on the test split")],
-    teacher: Annotated[Path | None, typer.Option(help="teacher weights; left away for a student from scratch")] = None,
-    best: Annotated[Path | None, typer.Option(help="student weights of the best epoch, reported beside")] = None,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            help="weights with their card, or state dicts trained elsewhere (.pth, .pt, .safetensors)", metavar="CHECKPOINT..."
+        ),
+    ],
+    teacher: Annotated[Path | None, typer.Option(help="what they are compared with; without it each is measured alone")] = None,
+    dataset: Annotated[str | None, typer.Option(help="measure on data/NAME.test.h5; left away: as the first card says")] = None,
+    test: Annotated[Path | None, typer.Option(help="measure on this prepared test split instead")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="ARCH of all checkpoints without a card, or CHECKPOINT:ARCH of one (repeatable)"),
+    ] = None,
+    best: Annotated[Path | None, typer.Option(help="weights of the best epoch of the one checkpoint, reported beside")] = None,
+    bank: Annotated[list[Path] | None, typer.Option(help="bank that the one checkpoint was distilled on (repeatable)")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="folder for metrics, predictions and pictures, one each if several"),
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="draw the pictures into the folder")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     settings: SettingsText = None,
     changes: Changes = None,
+    config: Annotated[Path, typer.Option(help="configuration folder, read when the test split is absent")] = Path("config"),
     device: Device = "auto",
 ) -> None:
-    """Measure a student against its teacher on the test split."""
+    """Measure checkpoints on a test split, alone or against their teacher: a table; with -o metrics, predictions, pictures."""
+    from dfkd.evaluation.checkpoint_table import print_evaluation
+    from dfkd.evaluation.checkpoints import Architectures, find_test
     from dfkd.evaluation.evaluate import evaluate as run
 
     chosen = _settings("evaluate", settings, changes)
-    run(teacher, student, best, test, chosen, output, predictions, _runtime(chosen, device))
+    paths = [*([teacher] if teacher else []), *checkpoints, *([best] if best else [])]
+    found = run(
+        checkpoints,
+        find_test(test, dataset, paths, config),
+        chosen,
+        _runtime(chosen, device),
+        teacher=teacher,
+        best=best,
+        architectures=Architectures.parse(model or [], paths),
+        output=output,
+        banks=bank or [],
+        pictures=plots,
+    )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        print_evaluation(found)
 
 
 @app.command()
@@ -253,6 +287,7 @@ def result(
     cost: Annotated[list[str] | None, typer.Option(help="STAGE=FILE (repeatable)")] = None,
     artefact: Annotated[list[str] | None, typer.Option(help="NAME=FILE whose SHA-256 is recorded (repeatable)")] = None,
     variations: Annotated[Path | None, typer.Option(help="the variations bank that was distilled on")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page of the tables, written as well")] = None,
 ) -> None:
     """Gather metrics of all seeds, costs and provenance into one result file."""
     from dfkd.evaluation.result import collect
@@ -262,6 +297,10 @@ def result(
         costs.setdefault(stage, []).append(path)
     artefacts = dict(_pairs("--artefact", artefact))
     collect(dataset, teacher, student, method, metrics, costs, artefacts, variations, config_hash, output)
+    if page is not None:
+        from dfkd.evaluation.show import write_result_page
+
+        write_result_page(output, page)
 
 
 def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, Path]]:
@@ -273,11 +312,41 @@ def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, Path]]:
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="result file")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="result file")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="an HTML page of the tables, in place of printing")
+    ] = None,
+) -> None:
     """Print a result as tables, with published figures beside, and say where its pictures are."""
     from dfkd.evaluation.show import show as run
+    from dfkd.evaluation.show import write_result_page
 
-    run(path)
+    run(path) if output is None else write_result_page(path, output)
+
+
+@app.command()
+def results(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="folders or result files; `results` when none is named", metavar="FOLDER...")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="table, csv, markdown, latex or json; by default what FILE's name says")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="write to this file")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="of this data set alone (repeatable)")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="of this method alone (repeatable)")] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="of this pair alone, e.g. wrn402_wrn161 (repeatable)")] = None,
+) -> None:
+    """Tabulate all results below a folder: one table for each data set and pair, published figures and costs beside."""
+    from dfkd.evaluation.gather import find_results, group_results, select
+    from dfkd.evaluation.results_table import fault_lines, format_of, write_groups
+
+    chosen = format_of(form, output)
+    found, faults = find_results(places or [Path("results")])
+    write_groups(group_results(select(found, dataset or (), method or (), pair or ())), faults, chosen, output)
+    for line in fault_lines(faults):
+        typer.echo(line, err=True)
 
 
 @app.command()
@@ -293,6 +362,18 @@ def compare(
 
     for row in write_comparison(results, runs, output):
         typer.echo(f"{row.method:20} Acc@1 {row.acc1:6.2f} %  Agree@1 {row.agree1:6.2f} %  {row.seconds:,.0f} s")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="of a run, a teacher or a teacher's banks, made or in the making")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write to; FOLDER itself by default")] = None,
+) -> None:
+    """Report a run, a teacher or its banks as pages: report.html, summary.html; curves as PNG. Works while they are made."""
+    from dfkd.evaluation.run_report import write_report
+
+    for path in write_report(folder, output):
+        typer.echo(path)
 
 
 @plot_app.command("curves")
@@ -311,19 +392,60 @@ def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of
     run(metrics, output)
 
 
+@plot_app.command("evaluation")
+def plot_evaluation(
+    folder: Annotated[Path, typer.Argument(help="an evaluated run: student, metrics.json, predictions.h5", metavar="FOLDER")],
+    test: TestFile,
+    teacher: Annotated[Path | None, typer.Option(help="its teacher; left away for a student from scratch")] = None,
+    bank: Annotated[list[Path] | None, typer.Option(help="bank that the student was distilled on (repeatable)")] = None,
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Draw all pictures of an evaluation into a run's folder again, from the logits that lie in it."""
+    from dfkd.evaluation.pictures import draw_pictures, open_run
+
+    chosen = _settings("evaluate", settings, changes)
+    draw_pictures(open_run(folder, test, _runtime(chosen, device), teacher, bank or []), folder, chosen)
+
+
 @plot_app.command("run")
 def plot_run(
-    folder: Annotated[Path, typer.Argument(help="a run: history.csv, metrics.json, bank.lmdb", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="a run: history.csv, bank.lmdb", metavar="FOLDER")],
 ) -> None:
-    """Draw all of a run into its folder: curves.png, confusion.png and, where it has a bank, bank.png."""
-    from dfkd.evaluation.plots import plot_confusion, plot_history
+    """Draw the training of a run into its folder: bank.png where it has a bank, curves.png and the report."""
+    from dfkd.evaluation.run_report import write_report
 
-    plot_history(folder / "history.csv", folder / "curves.png")
-    plot_confusion(folder / "metrics.json", folder / "confusion.png")
     if (folder / "bank.lmdb").exists():  # a student from scratch has none
         from dfkd.bank.grid import contact_sheet
 
         contact_sheet(folder / "bank.lmdb", folder / "bank.png")
+    write_report(folder)
+
+
+@app.command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="leave out the one check that touches the network")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
+) -> None:
+    """Say what this machine can do and what to do about what it cannot. Asks huggingface.co whether it is there.
+
+    Exit status 1 if something is missing that every run needs.
+    """
+    from rich.console import Console
+
+    from dfkd.doctor.examine import WIDTH, examine, lacking, print_findings
+    from dfkd.doctor.examine import as_json as to_json
+
+    with Console(stderr=True).status("") as status:
+        findings = examine(config, offline, status.update)
+    if as_json:
+        typer.echo(to_json(findings))
+    else:
+        print_findings(findings, Console(width=None if Console().is_terminal else WIDTH))
+    if lacking(findings):
+        raise typer.Exit(1)
 
 
 @app.command("settings")
@@ -354,7 +476,8 @@ def main() -> None:
     app.add_typer(bank_app, name="bank")
     setup_logging()
     try:
-        load_plugins(configured())
+        if sys.argv[1:2] != ["doctor"]:  # which says what is wrong with a broken plugin
+            load_plugins(configured())
         app()
     except UserError as error:
         print(f"dfkd: {error}", file=sys.stderr)

@@ -9,8 +9,12 @@ from collections.abc import Iterable
 class UserError(Exception):
     """What is wrong, where, and what to do, in one sentence.
 
-    The command line prints it without a traceback and ends with exit status 2.
+    The command line prints it without a traceback and ends with exit status 2. What libraries say in several lines, and is
+    quoted in it, is joined to one.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(line.strip() for line in sentence.splitlines()))
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

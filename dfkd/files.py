@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,10 +46,47 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name only when the block ends without an error.
+
+    Raises:
+        UserError: `path` is there and not an empty folder, the disk is full or the folder cannot be written; what was written
+            is removed.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is not empty; name a new folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        os.chmod(temporary, 0o777 & ~_umask())
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def unreadable(path: str | Path, error: OSError) -> UserError:
+    """What to tell the user of a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file.")
+    return UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); give a file that can.")
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -62,9 +100,9 @@ def read_json(path: str | Path) -> Any:
     """Read JSON. A missing or broken file is a `UserError` that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); make it again.") from error
 
 
@@ -73,5 +111,5 @@ def file_sha256(path: str | Path) -> str:
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None

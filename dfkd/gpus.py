@@ -16,7 +16,7 @@ from pathlib import Path
 from dfkd.errors import UserError
 
 FOLDER = "DFKD_GPU_LOCKS"  # environment variable: folder of the lock files; unset or empty: no GPU is anybody's own
-COUNT = "DFKD_GPUS"  # environment variable: how many GPUs this job takes; 0: it sees none
+COUNT = "DFKD_GPUS"  # environment variable: how many GPUs this job takes; 0: it sees none, locks or not
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 logger = logging.getLogger(__name__)
@@ -26,22 +26,24 @@ _held: dict[str, int] = {}  # GPU → the file descriptor that holds its lock un
 def take_gpus() -> None:
     """Take as many free GPUs as `DFKD_GPUS` says (1 if it says nothing), and leave no others visible to CUDA.
 
-    Waits while too few are free. Does nothing without `DFKD_GPU_LOCKS`, where there is no GPU, and in a process that has
-    taken its GPUs. Call it before anything asks CUDA what there is.
+    Waits while too few are free. None are left to a job that takes none. Otherwise nothing is done without `DFKD_GPU_LOCKS`,
+    where there is no GPU, and in a process that has taken its GPUs. Call it before anything asks CUDA what there is.
 
     Raises:
         UserError: more GPUs are asked for than are visible here; the folder cannot be written.
     """
-    folder = os.environ.get(FOLDER)
-    if not folder or _held:
+    if _held:
         return
-    there, count = visible_gpus(), wanted_gpus()
-    if not there:
+    folder, count = os.environ.get(FOLDER), wanted_gpus()
+    if count == 0:
+        os.environ[VISIBLE] = ""
+        return
+    there = visible_gpus() if folder else []
+    if not folder or not there:
         return
     if count > len(there):
         raise UserError(f"{count} GPUs are asked for and {len(there)} visible here; ask for fewer (resource gpu of the rule).")
-    if count:
-        _lock(Path(folder), there, count)
+    _lock(Path(folder), there, count)
     os.environ[VISIBLE] = ",".join(_held)
 
 

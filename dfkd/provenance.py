@@ -9,11 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfkd import __version__
-from dfkd.runtime import Runtime
+from dfkd.energy import Meter
+
+if TYPE_CHECKING:
+    from dfkd.runtime import Runtime
 
 LIBRARIES = ("torch", "torchvision", "numpy", "diffusers", "transformers", "lmdb", "h5py", "safetensors", "scikit-learn")
 
@@ -55,17 +59,35 @@ class Cost:
     teacher_queries: int = 0  # images that the teacher classified
     optimiser_steps: int = 0
     peak_memory: int = 0  # bytes
+    energy: float | None = None  # joule, as of the last `as_dict`; None unless the same meters told all attempts
+    energy_meters: str = ""  # whose sum it is, such as `rapl, nvml`
+    _meter: Meter | None = field(default=None, init=False, repr=False, compare=False)
+    _earlier: float | None = field(default=None, init=False, repr=False, compare=False)  # joules of earlier attempts
 
     @contextmanager
     def measure(self, runtime: Runtime) -> Iterator[Cost]:
-        """Add the wall-clock time of the block; note the peak memory at its end."""
+        """Add the wall-clock time of the block and its energy, where the machine tells; note the peak memory at its end."""
+        meter = self._meter or self._start_meter(runtime)
+        meter.begin()
         begin = time.perf_counter()
         try:
             yield self
         finally:
             self.seconds += time.perf_counter() - begin
+            meter.end()
             self.peak_memory = max(self.peak_memory, runtime.peak_memory())
 
-    def as_dict(self) -> dict[str, float | int]:
-        """For JSON and for checkpoints."""
-        return asdict(self)
+    def _start_meter(self, runtime: Runtime) -> Meter:
+        """The meter of this attempt; what earlier ones took counts if the same meters told it."""
+        self._meter = Meter(runtime.energy_counters())
+        first, same = self.seconds == 0, self.energy_meters == self._meter.sources
+        self._earlier = 0.0 if first else self.energy if same else None
+        self.energy_meters = self._meter.sources
+        return self._meter
+
+    def as_dict(self) -> dict[str, float | int | str | None]:
+        """For JSON and for checkpoints: `Cost(**cost.as_dict())` goes on from here."""
+        if self._meter is not None:
+            joules = self._meter.joules()
+            self.energy = None if joules is None or self._earlier is None else self._earlier + joules
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("_")}

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
+from dfkd.energy import Counter, counters_of, sources
 from dfkd.errors import UserError
 from dfkd.gpus import take_gpus
 
@@ -57,7 +58,8 @@ class Runtime:
         if threads > 0:
             torch.set_num_threads(threads)
         reference = precision == "reference"
-        torch.use_deterministic_algorithms(reference, warn_only=True)
+        # does what use_deterministic_algorithms(…, warn_only=True) does without its import of the compiler: two seconds
+        torch.set_deterministic_debug_mode("warn" if reference else "default")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a fifth of a step, decides nothing
         torch.backends.cudnn.benchmark = not reference
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not reference
@@ -94,10 +96,18 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    def energy_counters(self) -> tuple[Counter, ...]:
+        """What tells the energy here: the CPU packages, and the GPU if the device is one; empty where nothing is readable."""
+        gpu = self.device.type == "cuda"
+        return counters_of(str(torch.cuda.get_device_properties(self.device).uuid) if gpu else None)
+
     def describe(self) -> dict[str, str | int]:
-        """What the provenance of a result says of the machine."""
+        """What the provenance of a result says of the machine; `energy` names the meters, where there are any."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
-        return {"device": self.device.type, "name": name, "threads": torch.get_num_threads(), "dtype": str(self.dtype)[6:]}
+        meters = sources(self.energy_counters())
+        machine: dict[str, str | int] = {"device": self.device.type, "name": name}
+        machine |= {"threads": torch.get_num_threads(), "dtype": str(self.dtype)[6:]}
+        return machine | ({"energy": meters} if meters else {})
 
 
 def multiplies_bf16(device: torch.device) -> bool:

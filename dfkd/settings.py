@@ -10,6 +10,8 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+MAX_PIXELS = 89_478_485  # of one image file: Pillow's own limit, a quarter of a gigabyte in RGB
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
@@ -41,6 +43,11 @@ class DatasetSettings(Settings):
     test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
     split_seed: int = Field(0, ge=0, description="seed of that split")
     skip_unreadable: bool = Field(False, description="image folder: leave out unreadable files instead of stopping")
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        description="image folder: a file with more pixels is refused before it is decoded (decompression bombs)",
+    )
 
     @model_validator(mode="after")
     def _lengths(self) -> DatasetSettings:

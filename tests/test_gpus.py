@@ -169,6 +169,14 @@ def test_a_gpu_has_one_lock_however_it_is_called(machine, start):
     assert line(other, "took")[2] == INSTALLED[0]
 
 
+def test_a_job_of_no_gpu_sees_none_without_locks_too(machine, tmp_path):
+    machine.setenv(gpus.FOLDER, "")
+    machine.setenv(gpus.COUNT, "0")
+    gpus.take_gpus()
+    assert os.environ[gpus.VISIBLE] == ""
+    assert not (tmp_path / "locks").exists()
+
+
 def test_nothing_is_taken_where_nobody_asks_for_it(machine, tmp_path):
     machine.setenv(gpus.FOLDER, "")
     gpus.take_gpus()

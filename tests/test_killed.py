@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 REFERENCE = ["--set", "precision=reference"]
 
@@ -17,13 +18,26 @@ def command(*words):
 
 
 def artefacts(folder):
-    """Bytes of every file but the costs (they hold seconds) and TensorBoard's (they hold dates)."""
+    """Bytes of every file but costs and timing (they hold seconds) and TensorBoard's (they hold dates)."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in files
-        if "cost.json" not in path.name and "tensorboard" not in path.parts
+        if "cost.json" not in path.name and "timing.csv" not in path.name and "tensorboard" not in path.parts
     }
+
+
+def points(folder):
+    """What TensorBoard shows of a folder: the steps of every tag, and the values of all but the speeds."""
+    found = {}
+    for place in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(place), size_guidance={"scalars": 0, "images": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            shown = [(event.step, None if tag.startswith("speed/") else event.value) for event in events.Scalars(tag)]
+            found[place.relative_to(folder), tag] = shown
+        for tag in events.Tags()["images"]:
+            found[place.relative_to(folder), tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    return found
 
 
 def run_killed(words, mark, delays):
@@ -46,7 +60,7 @@ def run_killed(words, mark, delays):
     return killed
 
 
-@pytest.mark.parametrize("stage", ["teacher", "init-bank", "distill"])
+@pytest.mark.parametrize("stage", ["teacher", "init-bank", "augment", "distill"])
 def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teacher, tiny_bank, tmp_path):
     def words(folder):
         options = {
@@ -59,6 +73,20 @@ def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teache
                 ["init-bank", "--teacher", tiny_teacher],
                 "init.lmdb",
                 ["batches=12", "batch_size=24", "steps=15", "latent_size=16", "width=8"],
+            ),
+            "augment": (
+                [
+                    *("augment", "--teacher", tiny_teacher, "--bank", tiny_bank),
+                    *("--rejected", folder / "out" / "rejected.lmdb", "--plot", folder / "out" / "filter.png"),
+                ],
+                "variations.lmdb",
+                [
+                    "backend=bank-diffusion",
+                    "bank_diffusion.channels=[8,16]",
+                    "bank_diffusion.train_steps=40",
+                    "bank_diffusion.batch_size=16",
+                    "bank_diffusion.sampling_steps=4",
+                ],
             ),
             "distill": (
                 ["distill", "--teacher", tiny_teacher, "--bank", tiny_bank, "--student", "wrn101", "--test", tiny_data.test],
@@ -84,6 +112,8 @@ def test_kill_and_restart_ends_with_the_same_bytes(stage, tiny_data, tiny_teache
     delays = [moments.uniform(0, 0.3) for _ in range(2)]
     assert run_killed(words(broken), "steps/s", delays) >= 1
     assert artefacts(broken / "out") == artefacts(whole / "out")
+    assert any(name.endswith("history.csv") for name in artefacts(whole / "out"))
+    assert points(broken / "out") == points(whole / "out") != {}
     assert not (broken / "checkpoint").exists()
 
 

@@ -1,4 +1,4 @@
-"""A bank as a folder of PNG files, `<label>/<index>.png`, and back."""
+"""A bank as a folder of PNG files, `<label>/<index>.png`, and back; folders of others too."""
 
 from __future__ import annotations
 
@@ -6,73 +6,63 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-
-from dfkd.bank.format import BLOCK_IMAGES, BankMeta, Block, encode
-from dfkd.bank.grid import to_pil
+from dfkd.bank.exchange import NOTE_FILE, Note, Row, note_file, note_of, pixels_of, png_of, rows_of
 from dfkd.bank.reader import BankReader
-from dfkd.bank.writer import write_bank
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
-from dfkd.files import atomic_path
+from dfkd.files import atomic_folder, write_json
+
+TABLE = "images.csv"
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def export_folder(path: str | Path, output: str | Path) -> int:
-    """Write each image without loss as `<label>/<index>.png`, and labels, parents and scores as `images.csv`.
+    """Write images without loss as `<label>/<index>.png`, labels, parents and scores as `images.csv`, the rest as `bank.json`.
 
     Labels are padded with zeros, so that their order by name is their order. Returns the number of images.
 
     Raises:
         UserError: the bank cannot be read, or `output` is there and not empty.
     """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: is not empty; name a new folder.")
-    reader = BankReader(path)
-    digits, index = len(str(len(reader.meta.dataset.classes) - 1)), 0
-    places = max(len(str(len(reader) - 1)), 6)
-    try:
-        for label in range(len(reader.meta.dataset.classes)):
-            (output / f"{label:0{digits}d}").mkdir(parents=True, exist_ok=True)
-        with atomic_path(output / "images.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    reader = BankReader(path, allow_incomplete=True)
+    note, classes = note_of(reader), reader.meta.dataset.classes
+    digits, places = len(str(len(classes) - 1)), max(len(str(len(reader) - 1)), 6)
+    with atomic_folder(output) as folder:
+        for label in range(len(classes)):
+            (folder / f"{label:0{digits}d}").mkdir()
+        with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            for block in reader.blocks():
-                if index == 0:
-                    table.writerow(["file", "label", "class", "parent", *block.scores])
-                parents = block.parents if block.parents is not None else torch.full((len(block),), -1)
-                for place in range(len(block)):
-                    label = int(block.labels[place])
-                    name = f"{label:0{digits}d}/{index:0{places}d}.png"
-                    to_pil(block.images[place]).save(output / name)
-                    scores = [f"{values[place].item():.9g}" for values in block.scores.values()]
-                    table.writerow([name, label, reader.meta.dataset.classes[label], int(parents[place]), *scores])
-                    index += 1
-    except OSError as error:
-        raise UserError(f"{output}: could not be written ({error.strerror or error}); make space, then run again.") from error
-    return index
+            table.writerow(["file", "label", "class", "parent", *note.scores])
+            for index, row in enumerate(rows_of(reader)):
+                name = f"{row.label:0{digits}d}/{index:0{places}d}.png"
+                (folder / name).write_bytes(png_of(row.image))
+                scores = [f"{value:.9g}" for value in row.scores]
+                table.writerow([name, row.label, classes[row.label], row.parent, *scores])
+        write_json(folder / NOTE_FILE, note.model_dump(mode="json"))
+    return len(reader)
 
 
-def import_folder(folder: str | Path, output: str | Path, info: DatasetInfo, teacher_sha256: str) -> int:
-    """Publish a bank of the images in `folder/<label or class name>/*.png`; a number is a label.
+def folder_note(folder: Path) -> Note | None:
+    """The note of an exported folder; None for a folder of others."""
+    return note_file(folder)
 
-    The files' names give the order over all labels, as `export_folder` numbers them. Returns the number of images.
+
+def folder_rows(folder: Path, info: DatasetInfo, note: Note | None) -> Iterator[Row]:
+    """The images of a folder: with a note those of `images.csv` in its order, else those in `<label or class name>/*.png|jpg`.
+
+    Without a note, the files' names give the order over all labels, as `export_folder` numbers them. Hidden files are passed
+    over.
 
     Raises:
-        UserError: a folder that is no class, no images at all, an image that cannot be read or has another size.
+        UserError: a folder that is no class, no images at all, an image that cannot be read or has another size; a file that
+            the table names and that is not there.
     """
-    files = _files(Path(folder), info)
-    meta = BankMeta(kind="init", dataset=info, teacher_sha256=teacher_sha256, stage="import", stage_version=1)
-
-    def records() -> Iterator[bytes]:
-        for number, start in enumerate(range(0, len(files), BLOCK_IMAGES)):
-            part = files[start : start + BLOCK_IMAGES]
-            images = torch.stack([_read_image(file, info) for file, _ in part])
-            yield encode(Block(images, torch.tensor([label for _, label in part])), number)
-
-    write_bank(output, meta, records())
-    return len(files)
+    files = _files(folder, info)
+    if note is not None:
+        return _restored(folder, files, info)
+    if not files:
+        raise UserError(f"{folder}: holds no images; put PNG or JPEG files into a folder named by label or class.")
+    return (Row(pixels_of(file.read_bytes(), file, info), label) for file, label in files)
 
 
 def _files(folder: Path, info: DatasetInfo) -> list[tuple[Path, int]]:
@@ -80,23 +70,30 @@ def _files(folder: Path, info: DatasetInfo) -> list[tuple[Path, int]]:
         raise UserError(f"{folder}: no such folder; name one that holds a folder of PNG files for each class.")
     labels = {name: label for label, name in enumerate(info.classes)}
     found: list[tuple[Path, int]] = []
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         label = int(inner.name) if inner.name.isdecimal() else labels.get(inner.name, -1)  # a number is a label, as exported
         if not 0 <= label < len(info.classes):
             raise UserError(f"{inner}: neither a class of {info.name} nor a label from 0 to {len(info.classes) - 1}.")
-        found += [(file, label) for file in inner.glob("*.png")]
-    if not found:
-        raise UserError(f"{folder}: holds no images; put PNG files into a folder named by label or class.")
+        visible = (file for file in inner.iterdir() if not file.name.startswith("."))
+        found += [(file, label) for file in visible if file.suffix.lower() in SUFFIXES]
     return sorted(found, key=lambda item: (item[0].name, item[1]))
 
 
-def _read_image(file: Path, info: DatasetInfo) -> torch.Tensor:
+def _restored(folder: Path, files: list[tuple[Path, int]], info: DatasetInfo) -> Iterator[Row]:
+    there = {f"{file.parent.name}/{file.name}": file for file, _ in files}
+    table = folder / TABLE
     try:
-        with Image.open(file) as picture:
-            pixels = np.array(picture.convert("RGB" if info.channels == 3 else "L"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file}: not an image that can be read ({type(error).__name__}); remove or mend it.") from None
-    if pixels.shape[:2] != (info.image_size, info.image_size):
-        height, width = pixels.shape[:2]
-        raise UserError(f"{file}: {width}×{height} pixels, {info.name} has {info.image_size}×{info.image_size}; resize it.")
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+        with table.open(newline="", encoding="utf-8") as file:
+            for line in list(csv.reader(file))[1:]:
+                name, label, _, parent, *scores = line
+                if name not in there:
+                    raise UserError(
+                        f"{table}: names {name}, which is not in the folder; export the bank again, or remove {NOTE_FILE} and "
+                        "name a teacher with --teacher to make a new bank of what is there."
+                    )
+                path = there.pop(name)
+                yield Row(pixels_of(path.read_bytes(), path, info), int(label), int(parent), tuple(map(float, scores)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table}: cannot be read ({error}); export the bank again.") from None
+    if there:
+        raise UserError(f"{table}: does not name {min(there)}; remove that file, or export the bank again.")

@@ -1,21 +1,17 @@
-"""Reading: whole banks into one tensor, single blocks, images at random."""
+"""Reading into tensors: whole banks, single blocks, images at random."""
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd.bank.format import BankMeta, Block, decode, decode_meta, views
-from dfkd.bank.records import META_KEY, check_record, read_header
-from dfkd.bank.storage import file_identity, has_footer, reading, visit_records
-from dfkd.errors import UserError
+from dfkd.bank.file import BankFile, BlockColumns
+from dfkd.bank.format import Block, decode
+from dfkd.bank.storage import visit_records
 
 
 @dataclass
@@ -37,41 +33,8 @@ class BankArrays(BankColumns):
     images: Tensor  # uint8 [N,C,H,W]
 
 
-class BankReader:
-    """The bank at `path`, as it was when the reader was made.
-
-    Nothing stays open between two calls, so a reader may be pickled, carried across a fork and used beside others. Every
-    record that is returned has passed its checksum. A published bank that takes this name meanwhile is refused.
-
-    Args:
-        path: the bank's file.
-        allow_incomplete: also read one that is still being written, or was left so.
-        teacher_sha256: of the weights the bank must have been made with.
-
-    Raises:
-        UserError: absent, not a bank, truncated, damaged, of a later format, incomplete, or of another teacher.
-    """
-
-    def __init__(self, path: str | Path, allow_incomplete: bool = False, teacher_sha256: str | None = None) -> None:
-        self.path = Path(path)
-        with reading(self.path) as transaction:
-            self.meta: BankMeta = decode_meta(transaction.get(META_KEY), self.path)
-            self._identity = file_identity(self.path)
-        if self.meta.status != "complete" and not allow_incomplete:
-            raise UserError(
-                f"{self.path}: incomplete, {self.meta.images} images are written; run the stage that makes it to its end."
-            )
-        if self.meta.status == "complete" and not has_footer(self.path):
-            raise UserError(f"{self.path}: truncated or changed behind its last page; copy or make the bank again.")
-        if teacher_sha256 is not None and teacher_sha256 != self.meta.teacher_sha256:
-            raise UserError(
-                f"{self.path}: made with teacher {self.meta.teacher_sha256[:12]}, not with {teacher_sha256[:12]} as asked; "
-                "give the teacher it was made with, or make the bank again with this one."
-            )
-        self._checked: set[int] = set()
-
-    def __len__(self) -> int:
-        return self.meta.images
+class BankReader(BankFile):
+    """The bank at `path`, as it was when the reader was made, in tensors; see `BankFile`."""
 
     def block(self, number: int) -> Block:
         """Block `number`, from 0."""
@@ -84,68 +47,22 @@ class BankReader:
         return self._blocks(range(self.meta.blocks))
 
     def _blocks(self, numbers: Sequence[int]) -> Iterator[Block]:
-        return visit_records(self.path, numbers, lambda number, record: decode(record, number), self._identity)
-
-    @functools.cached_property
-    def starts(self) -> list[int]:
-        """Index of the first image of each block, and the number of images at the end."""
-        counts = visit_records(
-            self.path, range(self.meta.blocks), lambda number, record: read_header(record).images, self._identity
-        )
-        starts = [0]
-        for count in counts:
-            starts.append(starts[-1] + count)
-        if starts[-1] != self.meta.images:
-            raise UserError(f"{self.path}: {starts[-1]} images in blocks, {self.meta.images} in its meta; make the bank again.")
-        return starts
+        return visit_records(self.path, numbers, lambda number, record: decode(record, number), self.identity)
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Images [len(indices),C,H,W] in the order asked; each touched block is checked once."""
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
-            raise IndexError(f"images {int(wanted.min())} to {int(wanted.max())} of {len(self)}")
-        result = np.empty((wanted.size, *self.meta.dataset.shape), dtype=np.uint8)
-        of_block = np.searchsorted(self.starts, wanted, side="right") - 1
-
-        def gather(number: int, record: memoryview) -> None:
-            header = read_header(record) if number in self._checked else check_record(record, number)
-            self._checked.add(number)
-            places = np.flatnonzero(of_block == number)
-            result[places] = views(record, header)[3][wanted[places] - self.starts[number]]
-
-        for _ in visit_records(self.path, np.unique(of_block).tolist(), gather, self._identity):
-            pass
-        return torch.from_numpy(result)
+        return torch.from_numpy(self.pixels(np.asarray(indices)))
 
     def columns(self) -> BankColumns:
         """Labels, scores and parents of all images, every block checked; the images are left on the disk."""
-        return self._gather(None)
+        return BankColumns(*_tensors(self.gather()))
 
     def load(self) -> BankArrays:
         """The whole bank, every block checked, in arrays that are allocated once."""
         images = np.empty((len(self), *self.meta.dataset.shape), dtype=np.uint8)
-        columns = self._gather(images)
-        return BankArrays(columns.labels, columns.scores, columns.parents, torch.from_numpy(images))
+        return BankArrays(*_tensors(self.gather(images)), torch.from_numpy(images))
 
-    def _gather(self, images: np.ndarray | None) -> BankColumns:
-        count, blocks = len(self), self.meta.blocks
-        labels, parents = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-        names = next(visit_records(self.path, [0], lambda _, record: read_header(record).names)) if blocks else ()
-        scores = np.empty((len(names), count), dtype=np.float32)
-        starts = self.starts
 
-        def fill(number: int, record: memoryview) -> None:
-            header = check_record(record, number)
-            if header.names != names:
-                raise UserError(f"{self.path}: block {number} has other scores than block 0; make the bank again.")
-            part = slice(starts[number], starts[number + 1])
-            labels[part], parents[part], scores[:, part], found = views(record, header)
-            if images is not None:
-                images[part] = found
-
-        # zlib and numpy release the interpreter's lock while they check and copy.
-        threads = min(4, os.cpu_count() or 1)
-        for _ in visit_records(self.path, range(blocks), fill, self._identity, threads):
-            pass
-        named = {name: torch.from_numpy(values) for name, values in zip(names, scores, strict=True)}
-        return BankColumns(torch.from_numpy(labels), named, torch.from_numpy(parents))
+def _tensors(found: BlockColumns) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    scores = {name: torch.from_numpy(values) for name, values in found.scores.items()}
+    return torch.from_numpy(found.labels), scores, torch.from_numpy(found.parents)

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 FORMAT_VERSION = 1
 BLOCK_IMAGES = 256  # at most, in one record
 META_KEY = b"meta"
@@ -80,6 +82,18 @@ def check_record(record: memoryview | bytes, number: int) -> Header:
     if header.number != number:
         raise DamagedRecord(f"holds block {header.number}")
     return header
+
+
+def views(record: memoryview | bytes, header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Labels [n], parents [n], scores [S,n] and images [n,C,H,W] of a record, without copying."""
+    count, offset = header.images, header.arrays
+    labels = np.frombuffer(record, "<i8", count, offset)
+    parents = np.frombuffer(record, "<i8", count, offset + 8 * count)
+    scores = np.frombuffer(record, "<f4", len(header.names) * count, offset + 16 * count).reshape(-1, count)
+    channels, height, width = header.shape
+    pixels = offset + (16 + 4 * len(header.names)) * count
+    images = np.frombuffer(record, "u1", count * channels * height * width, pixels).reshape(count, channels, height, width)
+    return labels, parents, scores, images
 
 
 def renumber(record: bytes, number: int) -> bytes:

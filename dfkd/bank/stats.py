@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from dfkd.bank.format import BankMeta
+from dfkd.bank.lineage import lineage_tree
+from dfkd.bank.pixels import is_constant
 from dfkd.bank.reader import BankReader
 
 
@@ -30,8 +34,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     blank = with_parent = 0
     for block in reader.blocks():
         counts += torch.bincount(block.labels, minlength=len(counts))
-        flat = block.images.flatten(1)
-        blank += int((flat == flat[:, :1]).all(dim=1).sum())
+        blank += int(is_constant(block.images).sum())
         if block.parents is not None:
             with_parent += int((block.parents >= 0).sum())
         for name, values in block.scores.items():
@@ -61,9 +64,9 @@ def summarise(path: str | Path) -> dict[str, Any]:
     }
 
 
-def summary_table(summary: dict[str, Any]) -> RenderableType:
-    """The summary for a terminal."""
-    facts = Table(title=summary["path"], show_header=False)
+def summary_table(summary: dict[str, Any], meta: BankMeta) -> RenderableType:
+    """The summary for a terminal, with the lineage as a tree."""
+    facts = Table(title=Text(summary["path"]), title_justify="left", show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     channels, height, width = summary["shape"]
@@ -78,17 +81,24 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
         ("teacher", summary["teacher_sha256"]),
         ("made by", f"{summary['stage']} (version {summary['stage_version']}), seed {summary['seed']}"),
         ("settings", _pairs(summary["settings"])),
-        ("lineage", " → ".join(_pairs(step) for step in summary["lineage"]) or "none"),
     ):
-        facts.add_row(name, str(value))
+        facts.add_row(name, Text(str(value)))
     classes = Table("class", "images", "share")
     for name, count in summary["classes"].items():
-        classes.add_row(name, f"{count:,}", f"{count / max(summary['images'], 1):.1%}")
-    scores = Table("score", "min", "mean", "max")
-    for name, values in summary["scores"].items():
-        scores.add_row(name, *(f"{values[key]:.4g}" for key in ("min", "mean", "max")))
-    return Group(facts, classes, scores) if summary["scores"] else Group(facts, classes)
+        classes.add_row(Text(name), f"{count:,}", f"{count / max(summary['images'], 1):.1%}")
+    parts: list[RenderableType] = [facts, lineage_tree(meta), Text(), classes]
+    if summary["scores"]:
+        scores = Table("score", "min", "mean", "max")
+        for name, values in summary["scores"].items():
+            scores.add_row(Text(name), *(f"{values[key]:.4g}" for key in ("min", "mean", "max")))
+        parts.append(scores)
+    return Group(*parts)
 
 
-def _pairs(content: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in content.items()) or "none"
+def _pairs(content: dict[str, Any], before: str = "") -> str:
+    """`key value, …`; what is nested as `key.inner value`."""
+    texts = [
+        _pairs(value, f"{before}{key}.") if isinstance(value, dict) and value else f"{before}{key} {value}"
+        for key, value in content.items()
+    ]
+    return ", ".join(texts) or "none"

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from dfkd.errors import UserError
 from dfkd.runtime import derive_seed
@@ -32,8 +30,11 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """Square uint8 images [N,C,H,H] at `size` × `size`, bilinear with antialiasing (what Pillow's `BILINEAR` does)."""
     if tuple(images.shape[-2:]) == (size, size):
         return images
-    shape = [size, size]
-    blocks = [transforms.resize(part, shape, InterpolationMode.BILINEAR, antialias=True) for part in images.split(BLOCK)]
+    # imported here: `prepare` alone needs it, and it would cost every other stage two seconds
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize as resize_part
+
+    blocks = [resize_part(part, [size, size], InterpolationMode.BILINEAR, antialias=True) for part in images.split(BLOCK)]
     return torch.cat(blocks)
 
 
@@ -43,7 +44,9 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
         return images
     if channels == 3:
         return images.repeat(1, 3, 1, 1)
-    return torch.cat([transforms.rgb_to_grayscale(part) for part in images.split(BLOCK)])
+    from torchvision.transforms.v2.functional import rgb_to_grayscale  # late, as in `resize`
+
+    return torch.cat([rgb_to_grayscale(part) for part in images.split(BLOCK)])
 
 
 def stratified_split(labels: torch.Tensor, test_fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

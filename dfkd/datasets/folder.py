@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from dfkd.datasets.arrays import SourceData, Split
 from dfkd.errors import UserError
 from dfkd.progress import progress
-from dfkd.settings import DatasetSettings
+from dfkd.settings import MAX_PIXELS, DatasetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ def folder_source(value: str, settings: DatasetSettings, downloads: Path) -> Sou
     classes = _classes(folders)
     files = {split: _files(folder, classes) for split, folder in folders.items()}
     names = [(path, label) for listing in files.values() for path, label in listing]
-    images, digests, faults = read_images([path for path, _ in names], settings.image_size, settings.channels)
+    images, digests, faults = read_images(
+        [path for path, _ in names], settings.image_size, settings.channels, settings.max_pixels
+    )
     _report(root, [path for path, _ in names], faults, settings.skip_unreadable)
 
     splits: dict[str, Split] = {}
@@ -119,8 +122,10 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
-def read_images(paths: list[Path], size: int, channels: int) -> tuple[np.ndarray, list[bytes], dict[int, str]]:
-    """Decode files in a thread pool.
+def read_images(
+    paths: list[Path], size: int, channels: int, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, list[bytes], dict[int, str]]:
+    """Decode files in a thread pool; one of more than `max_pixels` pixels counts as unreadable.
 
     Returns:
         images uint8 [N,C,size,size] (undefined where unreadable), SHA-256 of each file, why by index of unreadable ones.
@@ -134,14 +139,13 @@ def read_images(paths: list[Path], size: int, channels: int) -> tuple[np.ndarray
             try:
                 content = paths[index].read_bytes()
                 digests[index] = hashlib.sha256(content).digest()
-                images[index] = decode(content, size, channels)
+                images[index] = decode(content, size, channels, max_pixels)
             except Exception as error:  # Pillow's decoders have no common class for damaged files
                 faults[index] = _reason(error)
         return len(indices)
 
     blocks = [range(start, min(start + BLOCK, len(paths))) for start in range(0, len(paths), BLOCK)]
-    with warnings.catch_warnings(), progress("reading images", len(paths)) as steps:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _pixel_limit(max_pixels), progress("reading images", len(paths)) as steps:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             try:
                 for count in pool.map(read_block, blocks):
@@ -152,9 +156,24 @@ def read_images(paths: list[Path], size: int, channels: int) -> tuple[np.ndarray
     return images, digests, faults
 
 
-def decode(content: bytes, size: int, channels: int) -> np.ndarray:
+@contextlib.contextmanager
+def _pixel_limit(pixels: int) -> Iterator[None]:
+    """Pillow's limit, which its decoders of nested pictures ask too, set for the block; beyond it an image is not decoded."""
+    former = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = former
+
+
+def decode(content: bytes, size: int, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One image file as uint8 [C,size,size]: upright, on white where transparent, its centre square, antialiased."""
     with Image.open(io.BytesIO(content)) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise Image.DecompressionBombError
         ImageOps.exif_transpose(opened, in_place=True)
         image: Image.Image = opened
         if image.mode.startswith(("I", "F")):
@@ -182,7 +201,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"more than Pillow's limit of {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels"
+        return "more pixels than max_pixels allows"
     if isinstance(error, Image.UnidentifiedImageError):
         return "no image format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -15,11 +16,13 @@ from dfkd.diffusion import fidelity
 from dfkd.diffusion.backends import COST_FILE, Backend, create_backend
 from dfkd.errors import UserError
 from dfkd.files import file_sha256, read_json, write_json
+from dfkd.history import History, is_shown
 from dfkd.models.weights import load_model
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, derive_seed
 from dfkd.settings import AugmentSettings
+from dfkd.tensorboard import Board
 
 PARENTS = 200  # parents that are varied, judged and written together, at most
 
@@ -38,8 +41,9 @@ def augment(
 
     A record of `output` is what became of one block of parents: the accepted variations (label and index of the parent,
     scores `cosine`, `confidence` of the teacher and `variation`), and the parents that none survives of (cosine 1,
-    variation -1). The filter's report is in its metadata (`extra`) and drawn to `plot`; `<output stem>.cost.json` is
-    written beside it. A killed job loses the block in hand, or a minute of training.
+    variation -1). The filter's report is in its metadata (`extra`) and drawn to `plot`; `<output stem>.cost.json`,
+    `.history.csv` (the back end's training) and `.timing.csv` are written beside it. A killed job loses the block in
+    hand, or a minute of training.
 
     Raises:
         UserError: the bank is of another teacher, incomplete or damaged, or the back end cannot start here.
@@ -62,6 +66,8 @@ def augment(
     checkpoint = Checkpoint(checkpoints, identity)
     cost_file = checkpoint.folder / COST_FILE
     cost = Cost(**read_json(cost_file)) if cost_file.exists() else Cost()
+    tensorboard = output.parent / "tensorboard" / output.stem
+    history = History(output.with_suffix(".history.csv"), tensorboard, "step", ("lr", "loss"))
     meta = BankMeta(
         kind="variations",
         dataset=info,
@@ -79,13 +85,14 @@ def augment(
     ):
         chosen = choose_parents(len(reader), settings)
         if len(chosen):
-            _fill(reader, chosen, settings, backend, judge, kept, dropped, checkpoint, cost)
+            _fill(reader, chosen, settings, backend, judge, kept, dropped, checkpoint, cost, history)
         blocks = kept.reader().blocks(), dropped.reader().blocks()
         report = fidelity.report(settings.backend, settings.threshold, info.classes, *blocks)
         kept.update_meta(extra=kept.meta.extra | report)
         fidelity.plot(report, plot)
         dropped.publish(rejected)
         kept.publish(output)
+    history.publish()
     cost.images = report["made"]
     cost.teacher_queries = len(chosen) + report["made"]
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
@@ -111,6 +118,7 @@ def _fill(
     dropped: BankWriter,
     checkpoint: Checkpoint,
     cost: Cost,
+    history: History,
 ) -> None:
     """Let the back end learn, then append one block of parents after the other to both banks."""
     # a record of either bank must hold all that one block of parents can give
@@ -119,16 +127,23 @@ def _fill(
     labels = torch.cat([block.labels for block in reader.blocks()])
     with stop_request() as stop:
         if backend.learns:
-            backend.fit(reader.load().images, labels, checkpoint, cost, stop)
+            backend.fit(reader.load().images, labels, checkpoint, cost, stop, history)
         done = resume_point(kept, dropped, settings.variations)
-        with progress("augment: blocks of parents", len(groups), done) as steps:
-            for ids in groups[done:]:
+        board = Board(history.folder / "blocks", done + 1)
+        with progress("augment: blocks of parents", len(groups), done) as steps, contextlib.closing(board):
+            for number, ids in enumerate(groups[done:], start=done + 1):
+                before = cost.seconds
                 with cost.measure(backend.runtime):
                     accepted, refused = vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
                     if refused is not None:
                         dropped.append(refused)
                     kept.append(accepted)
                 write_json(checkpoint.folder / COST_FILE, cost.as_dict())
+                made = len(ids) * settings.variations
+                figures = {"filter/accept_rate": 1 - (len(refused) if refused else 0) / made}
+                board.scalars(figures | {"speed/images_per_second": made / (cost.seconds - before)}, number)
+                if is_shown(number, len(groups)):
+                    board.grid("accepted variations", accepted.images, number)
                 steps.advance()
                 if stop:
                     stop.stop()
@@ -170,13 +185,7 @@ def vary_block(
     nowhere = torch.zeros(len(ids), 1, dtype=torch.bool)
     stays = torch.cat([verdict.kept, verdict.itself[:, None]], dim=1).flatten()
     falls = torch.cat([~verdict.kept, nowhere], dim=1).flatten()
-    return _pick(everything, stays), _pick(everything, falls) if bool(falls.any()) else None
-
-
-def _pick(block: Block, mask: torch.Tensor) -> Block:
-    assert block.parents is not None
-    scores = {name: values[mask] for name, values in block.scores.items()}
-    return Block(block.images[mask], block.labels[mask], scores, block.parents[mask])
+    return everything.select(stays), everything.select(falls) if bool(falls.any()) else None
 
 
 def resume_point(kept: BankWriter, dropped: BankWriter, variations: int) -> int:

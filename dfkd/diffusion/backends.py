@@ -11,6 +11,7 @@ import torch
 from dfkd.checkpoint import Checkpoint
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError, nearest
+from dfkd.history import History
 from dfkd.progress import StopRequest
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, derive_seed
@@ -37,12 +38,18 @@ class Backend(ABC):
         self.settings, self.info, self.runtime = settings, info, runtime
 
     def fit(  # noqa: B027 - most back ends have nothing to learn
-        self, images: torch.Tensor, labels: torch.Tensor, checkpoint: Checkpoint, cost: Cost, stop: StopRequest
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        checkpoint: Checkpoint,
+        cost: Cost,
+        stop: StopRequest,
+        history: History,
     ) -> None:
         """Learn from the bank (uint8 [N,C,H,W], int64 [N]), if the back end learns at all; resumes from the checkpoint.
 
-        The seconds and the optimiser steps go to `cost`. When a signal asks to stop, the state is saved and `stop.stop()`
-        leaves.
+        The seconds and the optimiser steps go to `cost`, losses and rates to `history`, which counts in steps and is part
+        of the state that is saved. When a signal asks to stop, the state is saved and `stop.stop()` leaves.
         """
 
     @property

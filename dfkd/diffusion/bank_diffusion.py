@@ -22,12 +22,15 @@ from dfkd.datasets.views import to_bytes, to_unit
 from dfkd.diffusion.backends import COST_FILE, Backend, image_generators, image_noise
 from dfkd.errors import UserError
 from dfkd.files import write_json
+from dfkd.history import History
 from dfkd.progress import StopRequest, progress
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, derive_seed, seed_everything
 from dfkd.settings import AugmentSettings, BankDiffusionSettings
 
 TIMESTEPS = 1000  # of the training schedule
+ROWS = 200  # of the history, at most
+TRIPLES = 12  # image, noised and denoised, in a grid
 SAVE_SECONDS = 60  # between saves of the training state; they do not change the result
 
 
@@ -109,6 +112,9 @@ class BankDiffusion(Backend):
         self.unet = runtime.place(build_unet(self.own, info))
         self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.scheduler = build_scheduler()
+        self.every = -(-self.own.train_steps // ROWS)  # steps of a row of the history
+        self.total_loss = torch.zeros((), device=runtime.device)  # of the steps since the last row of the history
+        self._seen: tuple[torch.Tensor, ...] | None = None  # of the last batch: images, noised, predicted velocity, timesteps
         self._train_unet, self._ema_unet = runtime.compiled(self.unet), runtime.compiled(self.ema)
 
     @property
@@ -122,10 +128,18 @@ class BankDiffusion(Backend):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, images: torch.Tensor, labels: torch.Tensor, checkpoint: Checkpoint, cost: Cost, stop: StopRequest) -> None:
+    def fit(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        checkpoint: Checkpoint,
+        cost: Cost,
+        stop: StopRequest,
+        history: History,
+    ) -> None:
         """Train on the bank (held on the device as uint8); batch, timesteps and noise of a step depend on (seed, step)."""
         optimiser = torch.optim.AdamW(self.unet.parameters(), lr=self.own.lr, fused=self.runtime.precision == "fast")
-        done = self._restore(checkpoint, optimiser)
+        done = self._restore(checkpoint, optimiser, history)
         if done < self.own.train_steps:
             images, labels = images.to(self.runtime.device), labels.to(self.runtime.device)
             self.unet.train()
@@ -136,16 +150,21 @@ class BankDiffusion(Backend):
                     for group in optimiser.param_groups:
                         group["lr"] = learning_rate(step, self.own)
                     optimiser.zero_grad(set_to_none=True)
-                    self._loss(images, labels, step).backward()
+                    loss = self._loss(images, labels, step)
+                    loss.backward()
                     torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
                     optimiser.step()
                     self._average(step)
-                bar.advance()
+                    self.total_loss += loss.detach()
+                note = ""
                 cost.optimiser_steps = step + 1
                 finished, stopping = step + 1 == self.own.train_steps, bool(stop)
+                if (step + 1) % self.every == 0 or finished:
+                    note = self._record(step, history, cost)
                 if stopping or finished or time.monotonic() - saved > SAVE_SECONDS:
-                    self._save(checkpoint, None if finished else optimiser, cost)
+                    self._save(checkpoint, None if finished else optimiser, cost, history)
                     saved = time.monotonic()
+                bar.advance(note=note)
                 if stopping:
                     stop.stop()
 
@@ -160,9 +179,35 @@ class BankDiffusion(Backend):
         x = self._fold(x)
         noise = self.runtime.images(torch.randn(x.shape, generator=draw, device=device))
         times = torch.randint(TIMESTEPS, (size,), generator=draw, device=device)
+        noised = self.scheduler.add_noise(x, noise, times)
         with self.runtime.autocast():
-            predicted = self._train_unet(self.scheduler.add_noise(x, noise, times), times, class_labels=labels[chosen]).sample
-        return F.mse_loss(predicted.float(), self.scheduler.get_velocity(x, noise, times))
+            predicted = self._train_unet(noised, times, class_labels=labels[chosen]).sample.float()
+        self._seen = x, noised, predicted.detach(), times
+        return F.mse_loss(predicted, self.scheduler.get_velocity(x, noise, times))
+
+    def _record(self, step: int, history: History, cost: Cost) -> str:
+        """A row about the steps since the last one; now and then what the UNet makes of noise, and words for the log."""
+        count = step % self.every + 1
+        loss = self.total_loss.item() / count
+        if not math.isfinite(loss):
+            raise UserError(f"bank diffusion: the loss is not finite at step {step + 1}; lower augment.bank_diffusion.lr.")
+        self.total_loss.zero_()
+        row = {"step": step + 1, "lr": learning_rate(step, self.own), "loss": loss}
+        history.append(row, cost.seconds, count * self.own.batch_size)
+        if not history.shows(-(-self.own.train_steps // self.every)):
+            return ""
+        history.show("image, noised, denoised", self.denoised(), group=3)
+        return f"loss {loss:.4f}"
+
+    @torch.no_grad()
+    def denoised(self) -> torch.Tensor:
+        """Of the last batch, by falling noise: image, noised image and the image that the UNet predicts, uint8 [3n,C,H,W]."""
+        assert self._seen is not None
+        own, noised, velocity, times = (values[:TRIPLES] for values in self._seen)
+        kept = self.scheduler.alphas_cumprod.to(times.device)[times].view(-1, 1, 1, 1)
+        predicted = kept.sqrt() * noised - (1 - kept).sqrt() * velocity  # Salimans & Ho, ICLR 2022, section 4
+        rows = torch.stack([own, noised, predicted], 1)[times.argsort(descending=True)].flatten(0, 1)
+        return to_bytes(self._unfold(rows).add(1).div(2).clamp(0, 1))
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -170,19 +215,22 @@ class BankDiffusion(Backend):
         decay = min(self.own.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.unet.parameters()), 1 - decay)
 
-    def _save(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer | None, cost: Cost) -> None:
-        """The whole state; after the last step the averaged weights are all that is needed."""
-        state: dict[str, Any] = {"step": cost.optimiser_steps, "ema": self.ema.state_dict()}
+    def _save(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer | None, cost: Cost, history: History) -> None:
+        """The whole state; after the last step the averaged weights and the history are all that is needed."""
+        state: dict[str, Any] = {"step": cost.optimiser_steps, "ema": self.ema.state_dict(), "loss": self.total_loss}
+        state |= history.state()
         if optimiser is not None:
             state |= {"unet": self.unet.state_dict(), "optimiser": optimiser.state_dict()}
         write_json(checkpoint.folder / COST_FILE, cost.as_dict())
         checkpoint.save(state)
 
-    def _restore(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer) -> int:
+    def _restore(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer, history: History) -> int:
         """The number of steps already done."""
         state = checkpoint.load()
         if state is None:
             return 0
+        history.load_state(state)
+        self.total_loss += state.get("loss", 0.0)
         self.ema.load_state_dict(state["ema"])
         if "unet" in state:
             self.unet.load_state_dict(state["unet"])

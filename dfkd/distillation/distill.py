@@ -56,8 +56,8 @@ def distill(
     """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
     Writes `output` (last epoch) and its card, best.safetensors (best Acc@1 on the test split, for comparison with papers
-    that print it), bank.lmdb (the run's own images, or samples of its generator), history.csv and cost.json beside it, and
-    generator.safetensors if the method has a generator that lives for the whole run. Resumes from `checkpoints`.
+    that print it), bank.lmdb (the run's own images, or samples of its generator), history.csv, timing.csv and cost.json beside
+    it, and generator.safetensors if the method has a generator that lives for the whole run. Resumes from `checkpoints`.
 
     Args:
         banks: image banks of this teacher, sampled uniformly together with the run's own.
@@ -102,7 +102,8 @@ def distill(
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     examination = Examination(teacher_model, student, read_split(test, "test"), info, runtime)
     state = checkpoint.load()
-    first, rows = (state["turn"], state["rows"]) if state else (0, [])
+    first = state["turn"] if state else 0
+    history = History(output.parent / "history.csv", output.parent / "tensorboard")
 
     notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
     meta = _bank_meta(card, readers, settings, seed, method, architecture, notes)
@@ -117,6 +118,7 @@ def distill(
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
         if state:
             run.load_state(state["run"])
+            history.load_state(state)
             examination.best = state["best"]
         else:
             bank.truncate(0)
@@ -126,7 +128,6 @@ def distill(
             if len(reader):
                 arrays = reader.load()
                 store.append(arrays.images, arrays.labels)
-        history = History(output.parent / "tensorboard", rows)
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):
@@ -136,20 +137,22 @@ def distill(
                     run.distill(turn)
             if turn.last:
                 run.keep_sample(turn.epoch)
+                trained = run.steps * settings.batch_size
                 row = run.row(turn.epoch) | examination.hold(turn.epoch)
-                history.append(row)
+                history.append(row, run.cost.seconds, trained)
+                if history.shows(settings.epochs):
+                    history.show("synthesised", run.shown)
                 note = f"epoch {turn.epoch + 1}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
                 note += f"  loss {row['loss']:.3f}" if "loss" in row else ""
             if turn.last or stop:
-                checkpoint.save({"turn": number + 1, "run": run.state(), "rows": history.rows, "best": examination.best})
+                checkpoint.save({"turn": number + 1, "run": run.state(), "best": examination.best, **history.state()})
             bar.advance(note=note)
             if stop:
                 stop.stop()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
-    history.write_csv(output.parent / "history.csv")
-    history.close()
+    history.publish()
     write_json(output.parent / "cost.json", {**run.cost.as_dict(), "hardware": runtime.describe()})
     student_card = WeightsCard(
         architecture=architecture,

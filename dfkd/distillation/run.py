@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from dfkd.bank.writer import BankWriter
-from dfkd.datasets.views import normalise, random_views, to_bytes, to_unit
+from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.objective import Objective
 from dfkd.distillation.schedule import Turn, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
+from dfkd.history import SHOWN
 from dfkd.methods import METHODS, MethodSettings, SampledSettings
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard
@@ -66,6 +67,7 @@ class Run:
         self.made: dict[str, float] = {}  # the terms of the last synthesis
         self.sums = torch.zeros(len(objective.terms), device=runtime.device)
         self.steps = 0  # student steps that `sums` holds
+        self.shown: torch.Tensor | None = None  # some of the images that were made last, uint8 [N,C,H,W]
         self._order: ShuffledPasses | None = None
 
     def synthesize(self, turn: Turn, stop: Any) -> None:
@@ -76,6 +78,7 @@ class Run:
         if len(made.images):
             self.bank.append_images(made.images, made.labels, made.scores)
             self.store.append(made.images, made.labels)
+            self.shown = made.images
         if turn.round == 0:
             self.objective.begin_epoch(turn.epoch, rate_at(self.settings, turn.epoch))
         self.made, self._order = made.terms, None
@@ -89,6 +92,8 @@ class Run:
         if isinstance(self.synthesizer, FreshSynthesizer):
             images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
             self.cost.images += size
+            if turn.last:
+                self.shown = to_bytes(denormalise(images[:SHOWN], self.info))
         else:
             images, labels = self._stored(turn, size)
         self.sums += self.objective.step(self.runtime.images(images), labels)
@@ -120,6 +125,8 @@ class Run:
     def row(self, epoch: int) -> dict[str, float]:
         """The figures of an epoch, and a fresh start for the sums. Raises a `UserError` when one is not finite."""
         row: dict[str, float] = {"epoch": epoch + 1, "lr": rate_at(self.settings, epoch)}
+        if self.made and (rate := self.synthesizer.rate) is not None:
+            row["lr_g"] = rate
         if self.steps:
             row |= dict(zip(self.objective.terms, (self.sums / self.steps).tolist(), strict=True))
         row |= {f"g_{name}": value for name, value in self.made.items()} | {"images": self.store.count}

@@ -13,12 +13,12 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
-from dfkd.datasets.views import normalise, random_views, to_unit
+from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
-from dfkd.history import History, Row
+from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
 from dfkd.progress import progress, stop_request
@@ -45,7 +45,7 @@ def train_teacher(
     """Train `architecture` on the training split of `data`; the last epoch's weights go to `output` (safetensors).
 
     The recipe of the field's public code by default: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the
-    card (JSON), history.csv, cost.json. Resumes from `checkpoints`.
+    card (JSON), history.csv, timing.csv, cost.json. Resumes from `checkpoints`.
 
     Raises:
         UserError: no training split, or the model cannot take the data set's images.
@@ -76,13 +76,14 @@ def train_teacher(
     store.append(images, labels)
     steps_per_epoch = -(-len(images) // settings.batch_size)
     order = ShuffledPasses(len(images), min(settings.batch_size, len(images)), settings.seed, "teacher order")
-    first, cost, rows = 0, Cost(), []
+    first, cost = 0, Cost()
+    history = History(output.parent / "history.csv", output.parent / "tensorboard")
     state = checkpoint.load()
     if state:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        first, cost, rows = state["step"], Cost(**state["cost"]), state["rows"]
-    history = History(output.parent / "tensorboard", rows)
+        first, cost = state["step"], Cost(**state["cost"])
+        history.load_state(state)
     total_loss = torch.as_tensor(state["loss"] if state else 0.0, device=runtime.device)
 
     def training_loss(batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -98,8 +99,8 @@ def train_teacher(
             "model": model.state_dict(),
             "optimiser": optimiser.state_dict(),
             "cost": cost.as_dict(),
-            "rows": history.rows,
             "loss": total_loss,
+            **history.state(),
         }
 
     total = settings.epochs * steps_per_epoch
@@ -123,7 +124,10 @@ def train_teacher(
                 mean_loss = total_loss.item() / steps_per_epoch
                 if not math.isfinite(mean_loss):
                     raise UserError(f"teacher {architecture}: the loss is not finite in epoch {epoch + 1}; lower lr.")
-                history.append({"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1})
+                row = {"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1}
+                history.append(row, cost.seconds, steps_per_epoch * settings.batch_size)
+                if history.shows(settings.epochs):
+                    history.show("training views", to_bytes(denormalise(batch[:SHOWN], info)))
                 total_loss.zero_()
                 note = f"epoch {epoch + 1}  loss {mean_loss:.4f}  Acc@1 {acc1:.2f}"
                 checkpoint.save(snapshot(step + 1))
@@ -133,8 +137,7 @@ def train_teacher(
                 stop.stop()
 
     card = _card(architecture, info, settings.model_dump(), settings.seed, history.rows[-1]["acc1"])
-    history.write_csv(output.parent / "history.csv")
-    history.close()
+    history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     card = save_weights(output, model, card)
     checkpoint.remove()
@@ -150,19 +153,16 @@ def import_teacher(
         UserError: names, shapes or the number of classes do not fit.
     """
     model = runtime.place(import_checkpoint(checkpoint, architecture, info)).eval()
-    rows: list[Row] = [{"epoch": 0}]
+    history = History(output.parent / "history.csv", output.parent / "tensorboard")
     cost = Cost()
-    acc1 = None
+    acc1, measured, count = None, {}, 0
     if test is not None:
         images, labels = read_split(test, "test")
         with cost.measure(runtime):
             acc1 = accuracy(predict(model, images, info, runtime), labels)
-        rows = [{"epoch": 0, "acc1": acc1}]
-    history = History(output.parent / "tensorboard")
-    for row in rows:
-        history.append(row)
-    history.write_csv(output.parent / "history.csv")
-    history.close()
+        measured, count = {"acc1": acc1}, len(images)
+    history.append({"epoch": 0, **measured}, cost.seconds, count)
+    history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, acc1))
 

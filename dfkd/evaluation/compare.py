@@ -1,8 +1,4 @@
-"""Methods on one data set and pair as a table, and which of their differences are more than noise.
-
-Noise is estimated by a paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993): test images are drawn
-with replacement, the same for all methods, and so are each method's seeds. docs/comparison.md says how to read it.
-"""
+"""Methods on one data set and pair as a table, and which of their differences are more than noise."""
 
 from __future__ import annotations
 
@@ -17,17 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dfkd.errors import UserError
-from dfkd.evaluation.formats import ResultFile, Statistic, TeacherSummary, read_result
+from dfkd.evaluation.formats import PER_SEED_STAGES, Amounts, ResultFile, Statistic, TeacherSummary, read_result
+from dfkd.evaluation.noise import FEWEST_SEEDS, Flags, Interval, binomial_interval, bootstrap_differences
 from dfkd.evaluation.predict import read_predictions
-from dfkd.evaluation.show import PUBLISHED_METRICS
+from dfkd.evaluation.show import PUBLISHED_METRICS, sum_known
 from dfkd.files import atomic_path
 
 CONTROLS = ("real", "noise")  # there to be compared with; none of them can be the best
-METHOD_STAGES = ("init-bank", "augment", "distill")  # what a method takes below the teacher; measuring it is left out
-FEWEST_SEEDS = 3  # from which on noise is estimated
-SAMPLES = 10_000
-LEVEL = 0.95
-CHUNK = 256  # bootstrap samples whose weights are in memory at a time
+METHOD_STAGES = ("init-bank", "augment", "distill", "scratch")  # what a student takes below the teacher; measuring is left out
 
 # Our name -> the names under which the sources print what its settings reproduce; the first that has a figure counts.
 PUBLISHED_NAMES: dict[str, tuple[str, ...]] = {
@@ -45,22 +38,9 @@ PUBLISHED_NAMES: dict[str, tuple[str, ...]] = {
     "adadfkd": ("AdaDFKD(G)", "AdaDFKD"),
     "real": ("KD", "KD-ORI"),
     "noise": ("RANDOM",),
+    "kd": ("KD", "KD-ORI"),
+    "scratch": ("student_scratch",),
 }
-Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference of Acc@1 in percentage points, and where its bootstrap puts it."""
-
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def exceeds_noise(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -75,21 +55,23 @@ class Row:
     acc1_std: float | None
     best_acc1: float | None  # of the epoch chosen on the test split
     best_acc1_std: float | None
-    agree1: float
+    agree1: float | None  # none for a student without a teacher, as lp
     agree1_std: float | None
-    lp: float
+    lp: float | None
     lp_std: float | None
     seconds: float
     images: float
     teacher_queries: float
+    energy: float | None  # joule; none unless every stage was metered
     published: float | None
     published_source: str
     last_minus_published: float | None
     best_minus_published: float | None
     to_best: float  # Acc@1 minus that of the best data-free method
-    to_best_low: float | None  # null with too few seeds, and for the best itself
+    to_best_low: float | None  # none for the best itself, and where nothing tells the noise
     to_best_high: float | None
     exceeds_noise: bool | None
+    noise: str  # what told the interval: bootstrap or binomial; empty without one
 
 
 def read_results(paths: Sequence[Path]) -> list[ResultFile]:
@@ -103,9 +85,10 @@ def read_results(paths: Sequence[Path]) -> list[ResultFile]:
     results = [read_result(path) for path in paths]
     first, seen = results[0], dict[str, Path]()
     for result, path in zip(results, paths, strict=True):
-        if _target(result) != _target(first):
+        teacher_of(result)
+        if target_of(result) != target_of(first):
             raise UserError(
-                f"{path}: of {_target(result)}, not of {_target(first)} as {paths[0]}; compare results of one target."
+                f"{path}: of {target_of(result)}, not of {target_of(first)} as {paths[0]}; compare results of one target."
             )
         if result.provenance.artefacts.get("teacher") != first.provenance.artefacts.get("teacher"):
             raise UserError(
@@ -119,7 +102,7 @@ def read_results(paths: Sequence[Path]) -> list[ResultFile]:
 
 def run_folders(result: ResultFile, runs: Path) -> list[Path]:
     """The folder of each seed's run, below `results/runs`."""
-    folder = runs / result.method / _target(result)
+    folder = runs / result.method / target_of(result)
     return [folder / f"seed{seed}" for seed in result.seeds]
 
 
@@ -131,88 +114,76 @@ def read_correct(results: Sequence[ResultFile], runs: Path) -> list[Flags]:
     """
     gathered, labels = [], None
     for result in results:
-        rows = []
-        for folder, accuracy in zip(run_folders(result, runs), result.acc1.per_seed, strict=True):
-            path = folder / "predictions.h5"
-            predictions = read_predictions(path)
-            if "student" not in predictions.logits:
-                raise UserError(f"{path}: holds no logits of a student; make it again with `dfkd evaluate`.")
-            labels = predictions.labels if labels is None else labels
-            if not np.array_equal(labels.numpy(), predictions.labels.numpy()):
-                raise UserError(f"{path}: of another test split than the others; evaluate all methods on one.")
-            right = (predictions.logits["student"].argmax(1) == labels).numpy()
-            if abs(100 * right.mean() - accuracy) > 1e-3:
-                raise UserError(
-                    f"{path}: its Acc@1 is {100 * right.mean():.2f} %, the result's {accuracy:.2f} %; make the result again."
-                )
-            rows.append(right)
-        gathered.append(np.stack(rows))
+        right, own = correct_of(result, runs)
+        labels = own if labels is None else labels
+        if not np.array_equal(labels, own):
+            path = run_folders(result, runs)[0] / "predictions.h5"
+            raise UserError(f"{path}: of another test split than the others; evaluate all methods on one.")
+        gathered.append(right)
     return gathered
 
 
-def bootstrap_differences(
-    correct: Sequence[Flags], reference: int, samples: int = SAMPLES, level: float = LEVEL, seed: int = 0
-) -> list[Interval]:
-    """Acc@1 of each method minus that of method `reference`, with percentile intervals of a paired bootstrap.
+def correct_of(result: ResultFile, runs: Path) -> tuple[Flags, npt.NDArray[np.int64]]:
+    """Which test images each seed's student has right, bool [seeds, images], and the labels of the images.
 
-    A sample draws the test images with replacement, the same for all methods, and for each method as many of its seeds as it
-    has, with replacement too. Everything is float64, and a function of the arguments alone.
+    Raises:
+        UserError: predictions are absent, of several test splits, or not those that the result was made of.
+    """
+    rows, labels = [], None
+    for folder, accuracy in zip(run_folders(result, runs), result.acc1.per_seed, strict=True):
+        path = folder / "predictions.h5"
+        predictions = read_predictions(path)
+        if "student" not in predictions.logits:
+            raise UserError(f"{path}: holds no logits of a student; make it again with `dfkd evaluate`.")
+        own = predictions.labels.numpy()
+        labels = own if labels is None else labels
+        if not np.array_equal(labels, own):
+            raise UserError(f"{path}: of another test split than the others; evaluate all methods on one.")
+        right = predictions.logits["student"].argmax(1).numpy() == own
+        if abs(100 * right.mean() - accuracy) > 1e-3:
+            raise UserError(
+                f"{path}: its Acc@1 is {100 * right.mean():.2f} %, the result's {accuracy:.2f} %; make the result again."
+            )
+        rows.append(right)
+    assert labels is not None  # a result has one seed at least
+    return np.stack(rows), labels
+
+
+def best_of(results: Sequence[ResultFile]) -> int:
+    """Which result the others are held against: the highest Acc@1 of a data-free method; of any where there is none."""
+    order = _by_accuracy(results)
+    return next((index for index in order if results[index].data_free and results[index].method not in CONTROLS), order[0])
+
+
+def table(results: Sequence[ResultFile], correct: Sequence[Flags | None], images: int | None = None) -> list[Row]:
+    """The rows by falling Acc@1, each with its distance to the best (`best_of`).
 
     Args:
-        correct: for each method bool [seeds, images]; seeds may differ in number, images may not.
-        reference: index of the method that the others are compared with; its own interval is [0, 0].
-        samples: of the bootstrap.
-        level: of the interval, each method on its own.
-
-    Returns:
-        One interval per method, in percentage points.
+        results: of one data set and pair.
+        correct: what `read_correct` gives for them; None where the students' answers are not known.
+        images: size of the test split, for the noise of what the bootstrap cannot tell; without it, that is left open.
     """
-    counts = [len(flags) for flags in correct]
-    images = correct[0].shape[1]
-    every = np.concatenate(correct).astype(np.float64).T  # [images, all seeds of all methods]
-    ends = np.cumsum(counts)
-    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    generator = np.random.default_rng(seed)
-    drawn = np.empty((samples, len(correct)), dtype=np.float64)
-    for start in range(0, samples, CHUNK):
-        size = min(CHUNK, samples - start)
-        choices = generator.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
-        weights = np.bincount(choices.ravel(), minlength=size * images).reshape(size, images)
-        right = weights.astype(np.float64) @ every  # whole numbers: exact, so that equal methods do not differ by rounding
-        for method, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            seeds = generator.multinomial(count, np.full(count, 1 / count), size=size)
-            drawn[start : start + size, method] = 100 * (right[:, part] * seeds).sum(1) / (count * images)
-    differences = drawn - drawn[:, [reference]]
-    tail = (1 - level) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail], axis=0)
-    means = np.array([100 * flags.sum() / flags.size for flags in correct])
-    return [
-        Interval(float(mean), float(lower), float(upper))
-        for mean, lower, upper in zip(means - means[reference], low, high, strict=True)
-    ]
-
-
-def table(results: Sequence[ResultFile], correct: Sequence[Flags]) -> list[Row]:
-    """The rows by falling Acc@1. The best is the first that is no control; if all are, the first.
-
-    Args:
-        results: of one target.
-        correct: what `read_correct` gives for them.
-    """
-    order = sorted(range(len(results)), key=lambda index: (-results[index].acc1.mean, results[index].method))
-    best = next((index for index in order if results[index].method not in CONTROLS), order[0])
-    compared = [index for index in order if len(correct[index]) >= FEWEST_SEEDS]
+    best, order = best_of(results), _by_accuracy(results)
+    known = {index: flags for index in order if (flags := correct[index]) is not None and len(flags) >= FEWEST_SEEDS}
     intervals: dict[int, Interval] = {}
-    if best in compared:
-        found = bootstrap_differences([correct[index] for index in compared], compared.index(best))
-        intervals = {index: interval for index, interval in zip(compared, found, strict=True) if index != best}
+    if best in known and len(known) > 1:
+        found = bootstrap_differences(list(known.values()), list(known).index(best))
+        intervals = dict(zip(known, found, strict=True))
+    if images is not None:
+        others = [index for index in range(len(results)) if index not in intervals]
+        intervals |= {index: binomial_interval(results[index].acc1, results[best].acc1, images) for index in others}
+    intervals.pop(best, None)
     return [_row(results[index], results[best], intervals.get(index)) for index in order]
+
+
+def _by_accuracy(results: Sequence[ResultFile]) -> list[int]:
+    return sorted(range(len(results)), key=lambda index: (-results[index].acc1.mean, results[index].method))
 
 
 def _row(result: ResultFile, best: ResultFile, interval: Interval | None) -> Row:
     published, source = published_figure(result)
     last, chosen = result.acc1.mean, result.best_acc1
-    agree1, lp = _measured(result.agree1), _measured(result.lp)
+    agree1, lp = result.agree1, result.lp
     return Row(
         method=result.method,
         control=result.method in CONTROLS,
@@ -222,11 +193,12 @@ def _row(result: ResultFile, best: ResultFile, interval: Interval | None) -> Row
         acc1_std=result.acc1.std,
         best_acc1=None if chosen is None else chosen.mean,
         best_acc1_std=None if chosen is None else chosen.std,
-        agree1=agree1.mean,
-        agree1_std=agree1.std,
-        lp=lp.mean,
-        lp_std=lp.std,
-        **{key: own_cost(result, key) for key in ("seconds", "images", "teacher_queries")},
+        agree1=None if agree1 is None else agree1.mean,
+        agree1_std=None if agree1 is None else agree1.std,
+        lp=None if lp is None else lp.mean,
+        lp_std=None if lp is None else lp.std,
+        **{key: own_cost(result, key) or 0.0 for key in ("seconds", "images", "teacher_queries")},
+        energy=own_cost(result, "energy"),
         published=published,
         published_source=source,
         last_minus_published=_minus(result.acc1, published),
@@ -235,17 +207,30 @@ def _row(result: ResultFile, best: ResultFile, interval: Interval | None) -> Row
         to_best_low=None if interval is None else interval.low,
         to_best_high=None if interval is None else interval.high,
         exceeds_noise=None if interval is None else interval.exceeds_noise,
+        noise="" if interval is None else interval.rule,
     )
 
 
-def own_cost(result: ResultFile, key: str) -> float:
-    """What one student of the method took below the teacher: its banks, and the mean of its distillations."""
-    stages = {stage: result.cost[stage] for stage in METHOD_STAGES if stage in result.cost}
-    return float(sum(getattr(cost.per_seed or cost, key) for cost in stages.values()))
+def own_cost(result: ResultFile, key: str) -> float | None:
+    """What one student took below the teacher: the banks of its method, and the mean of its distillations.
+
+    None for an energy that is not known of every stage.
+    """
+    amounts = []
+    for stage in METHOD_STAGES:
+        cost = result.cost.get(stage)
+        if cost is not None:
+            jobs = cost.jobs if stage in PER_SEED_STAGES and cost.per_seed is None else 1
+            whole: Amounts = cost.per_seed or cost
+            value = getattr(whole, key)
+            amounts.append(None if value is None else value / jobs)
+    return sum_known(amounts)
 
 
 def published_figure(result: ResultFile) -> tuple[float | None, str]:
     """Published Acc@1 of the method for this pair, percent, and its source: the highest where several print one."""
+    if result.method == "kd" and result.notes.get("transfer_set") != "train":
+        return None, ""  # the published figures are of the training images
     for name in PUBLISHED_NAMES.get(result.method, ()):
         found = []
         for figure in result.published:
@@ -275,8 +260,14 @@ def _minus(value: Statistic | None, other: float | None) -> float | None:
     return None if value is None or other is None else value.mean - other
 
 
-def _target(result: ResultFile) -> str:
-    return f"{result.dataset}_{teacher_of(result).name}_{result.student.name}"
+def target_of(result: ResultFile) -> str:
+    """The target without its method, such as `cifar10_wrn402_wrn161`; `cifar10_wrn161` for a student from scratch."""
+    return f"{result.dataset}_{pair_of(result)}"
+
+
+def pair_of(result: ResultFile) -> str:
+    """Teacher and student as a target names them, `wrn402_wrn161`; the student alone where it has no teacher."""
+    return "_".join(part.name for part in (result.teacher, result.student) if part is not None)
 
 
 def teacher_of(result: ResultFile) -> TeacherSummary:
@@ -284,8 +275,3 @@ def teacher_of(result: ResultFile) -> TeacherSummary:
     if result.teacher is None:
         raise UserError(f"compare: {result.student.name} of method {result.method} has no teacher; compare one pair's methods.")
     return result.teacher
-
-
-def _measured(value: Statistic | None) -> Statistic:
-    assert value is not None  # measured wherever there is a teacher
-    return value

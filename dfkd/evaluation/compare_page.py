@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from dfkd.bank.grid import CELL, draw_rows
-from dfkd.bank.reader import BankReader
-from dfkd.errors import UserError
-from dfkd.evaluation.compare import (
-    FEWEST_SEEDS,
-    LEVEL,
-    Row,
-    read_correct,
-    read_results,
-    run_folders,
-    table,
-    teacher_of,
-    write_csv,
-)
+from dfkd.evaluation.compare import Row, read_correct, read_results, table, teacher_of, write_csv
+from dfkd.evaluation.compare_figure import draw_costs, draw_figure, draw_images, read_curve, stack
 from dfkd.evaluation.formats import ResultFile
-from dfkd.evaluation.page_style import SORT, STYLE
-from dfkd.evaluation.plots import STYLE as PLOT_STYLE
-from dfkd.evaluation.plots import read_history
+from dfkd.evaluation.noise import FEWEST_SEEDS, LEVEL
 from dfkd.files import atomic_path
+from dfkd.pages import check_page, picture_uri, write_page
 
-SHOWN = 20  # images of a method
-PALETTES = (("tab10", 10), ("Dark2", 8))
-GREYS = (("tab10", 7), ("Dark2", 7))  # left to the controls
-LINES = {"real": "--", "noise": ":"}
 # Title of a column, what it means.
+PUBLISHED = (
+    ("published", "Acc@1 of the same pair, %; the highest where sources differ; the source on the figure"),
+    ("last − published", "percentage points"),
+    ("best − published", "percentage points"),
+)
+ENERGY = (("Wh", "of one student: CPU packages and GPU, whatever else ran on them included"),)
 COLUMNS = (
     ("method", "grey: a control"),
     ("Acc@1", "last epoch, %, mean ± standard deviation over the seeds"),
@@ -53,21 +32,7 @@ COLUMNS = (
     ("seconds", "of one student: the method's banks and its distillation"),
     ("images", "synthesised for one student"),
     ("teacher queries", "images that the teacher classified for one student"),
-    ("published", "Acc@1 of the same pair, %; the highest where sources differ; the source on the figure"),
-    ("last − published", "percentage points"),
-    ("best − published", "percentage points"),
 )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Test accuracy of one method by epoch, mean over its seeds."""
-
-    method: str
-    epochs: list[float]
-    acc1: list[float]
-    spread: list[float]  # standard deviation (n - 1); 0 for one seed
-    seconds: float | None  # of one distillation, measured
 
 
 def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Row]:
@@ -81,144 +46,40 @@ def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Ro
     Raises:
         UserError: a file is absent, broken or of another target, or a result does not fit its run.
     """
-    if output.suffix != ".html":
-        raise UserError(f"{output}: a comparison is an HTML file; name one that ends in .html.")
+    check_page(output)
     results = read_results(paths)
     rows = table(results, read_correct(results, runs))
     by_method = {result.method: result for result in results}
     ordered = [by_method[row.method] for row in rows]
     curves = [read_curve(result, runs) for result in ordered]
-    figure, sheet = draw_figure(rows, curves), draw_images(ordered, runs)
-    content = page(ordered[0], rows, _png(figure), _png(sheet))
+    figure, costs, sheet = draw_figure(rows, curves), draw_costs(rows), draw_images(ordered, runs)
+    content = page(ordered[0], rows, figure, costs, sheet)
     write_csv(rows, output.with_suffix(".csv"))
     with atomic_path(output.with_suffix(".png")) as temporary:
-        _above(figure, sheet).save(temporary, format="PNG")
-    with atomic_path(output) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        stack([figure, *([costs] if costs else []), sheet]).save(temporary, format="PNG")
+    write_page(output, "compare.html", **content)
     return rows
 
 
-def read_curve(result: ResultFile, runs: Path) -> Curve:
-    """The learning curve of a method from the histories of its seeds."""
-    accuracies, epochs = [], list[float]()
-    for folder in run_folders(result, runs):
-        path = folder / "history.csv"
-        columns = read_history(path)
-        if "acc1" not in columns or (epochs and columns["epoch"] != epochs):
-            raise UserError(f"{path}: no column `acc1`, or not the epochs of the other seeds; run the distil stage again.")
-        epochs = columns["epoch"]
-        accuracies.append(columns["acc1"])
-    values = np.array(accuracies, dtype=np.float64)
-    spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(epochs))
-    cost = result.cost.get("distill")
-    seconds = None if cost is None else (cost.per_seed or cost).seconds
-    return Curve(result.method, epochs, values.mean(0).tolist(), spread.tolist(), seconds)
+def page(
+    first: ResultFile, rows: Sequence[Row], figure: Image.Image, costs: Image.Image | None, sheet: Image.Image
+) -> dict[str, Any]:
+    """What the template of the comparison is filled with.
 
-
-def draw_figure(rows: Sequence[Row], curves: Sequence[Curve]) -> Image.Image:
-    """Acc@1 of each method, and its learning curve against epochs and against seconds. The names are the legend."""
-    palette = [
-        to_hex(colormaps[name](place)) for name, count in PALETTES for place in range(count) if (name, place) not in GREYS
-    ]
-    colours = {row.method: "#777777" if row.control else palette[place % len(palette)] for place, row in enumerate(rows)}
-    timed = [curve for curve in curves if curve.seconds]
-    with rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(13, max(3.4, 0.28 * len(rows) + 1.2)), layout="constrained")
-        panels = figure.subplots(1, 3 if timed else 2)
-        _draw_accuracies(panels[0], rows, colours)
-        for curve in curves:
-            _draw_curve(panels[1], curve, curve.epochs, colours[curve.method])
-        _label(panels[1], "Acc@1 by epoch, %", "epoch")
-        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        for curve in timed:
-            last = curve.epochs[-1]
-            times = [epoch / last * (curve.seconds or 0.0) for epoch in curve.epochs]
-            _draw_curve(panels[2], curve, times, colours[curve.method])
-        if timed:
-            _label(
-                panels[2], "Acc@1 by time, %", "seconds = epoch / epochs × measured seconds of the\ndistillation, without banks"
-            )
-            panels[2].set_xscale("log")
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return Image.open(file).convert("RGB")
-
-
-def _draw_accuracies(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
-    for place, row in enumerate(rows):
-        colour = colours[row.method]
-        axes.errorbar(row.acc1, place, xerr=row.acc1_std, fmt="o", color=colour, markersize=5, capsize=2)
-        if row.best_acc1 is not None:
-            axes.plot(row.best_acc1, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8)
-        if row.published is not None:
-            axes.plot(row.published, place, "x", color="black", markersize=5)
-    axes.set_yticks(range(len(rows)), [row.method for row in rows])
-    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
-        text.set_color(colours[row.method])
-        text.set_fontweight("bold")
-    axes.invert_yaxis()
-    published = ", cross: published" if any(row.published is not None for row in rows) else ""
-    _label(axes, "Acc@1, %", f"dot: last epoch, ring: best epoch{published}")
-
-
-def _draw_curve(axes: Axes, curve: Curve, across: Sequence[float], colour: str) -> None:
-    marker = "o" if len(across) == 1 else None
-    axes.plot(across, curve.acc1, LINES.get(curve.method, "-"), color=colour, linewidth=1.3, marker=marker)
-    if any(curve.spread):
-        low, high = (np.add(curve.acc1, sign * np.array(curve.spread)) for sign in (-1, 1))
-        axes.fill_between(across, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _label(axes: Axes, title: str, across: str) -> None:
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=9)
-    axes.set_xlabel(across, fontsize=8)
-
-
-def draw_images(results: Sequence[ResultFile], runs: Path) -> Image.Image:
-    """A row per method: the first images of the bank of its first seed's run; empty for a run that makes none."""
-    rows, size = [], 1
-    for result in results:
-        reader = BankReader(run_folders(result, runs)[0] / "bank.lmdb")
-        size = reader.meta.dataset.image_size
-        rows.append([[image] for image in reader.images(range(min(SHOWN, len(reader))))])
-    return draw_rows(rows, [result.method for result in results], size * math.ceil(CELL / size))
-
-
-def page(first: ResultFile, rows: Sequence[Row], figure: bytes, sheet: bytes) -> str:
-    """The comparison as HTML: styles, script and pictures are within, nothing is loaded."""
-    teacher = teacher_of(first)
-    title = f"{first.dataset}: {teacher.name} → {first.student.name}"
-    head = "".join(f'<th title="{html.escape(meaning)}">{html.escape(name)}</th>' for name, meaning in COLUMNS)
-    meanings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>" for name, meaning in COLUMNS)
-    body = "".join(_line(row) for row in rows)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>Teacher: {teacher.acc1:.2f} % Acc@1, {teacher.params:,} parameters; student: {first.student.params:,} parameters.
-{len(rows)} methods, on the real test split. {_about_noise(rows)}</p>
-<p class="hint">A click on a column's name sorts by it.</p>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}</tbody>
-</table></div>
-<h2>Accuracy and learning curves</h2>
-<img alt="Acc@1 of each method, by epoch and by time" src="{_uri(figure)}">
-<h2>What the methods synthesise</h2>
-<p>The first images of the run's own bank, first seed; none for methods that make none of their own.</p>
-<img class="pixels" alt="images of each method" src="{_uri(sheet)}">
-<h2>Columns</h2>
-<dl>{meanings}</dl>
-<script>{SORT}</script>
-</body>
-</html>
-"""
+    The columns of energy and of published figures are there if any row has one.
+    """
+    metered, published = (any(getattr(row, key) is not None for row in rows) for key in ("energy", "published"))
+    return {
+        "title": f"{first.dataset}: {teacher_of(first).name} → {first.student.name}",
+        "teacher": teacher_of(first),
+        "student": first.student,
+        "about_noise": _about_noise(rows),
+        "columns": (*COLUMNS, *(ENERGY if metered else ()), *(PUBLISHED if published else ())),
+        "rows": [(row, _cells(row, metered, published)) for row in rows],
+        "figure": picture_uri(figure),
+        "costs": None if costs is None else picture_uri(costs),
+        "sheet": picture_uri(sheet),
+    }
 
 
 def _about_noise(rows: Sequence[Row]) -> str:
@@ -230,33 +91,30 @@ def _about_noise(rows: Sequence[Row]) -> str:
     )
 
 
-def _line(row: Row) -> str:
-    badge = "" if row.data_free else ' <span class="badge">not data-free</span>'
+def _cells(row: Row, metered: bool, published: bool) -> list[tuple[Any, str, str, str]]:
+    """Of each column after the method's name: the value that it is sorted by, the words, small ones below, a title."""
     mark = "" if row.exceeds_noise is None else ("● " if row.exceeds_noise else "○ ")
-    interval = "" if row.to_best_low is None else f"<br><small>{row.to_best_low:+.2f} to {row.to_best_high:+.2f}</small>"
-    source = html.escape(row.published_source, quote=True)
-    cells = [
-        f'<th scope="row">{html.escape(row.method)}{badge}</th>',
-        _cell(row.acc1, _spread(row.acc1, row.acc1_std, 2)),
-        _cell(row.to_best, f"{mark}{row.to_best:+.2f}{interval}"),
-        _cell(row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2)),
-        _cell(row.agree1, _spread(row.agree1, row.agree1_std, 2)),
-        _cell(row.lp, _spread(row.lp, row.lp_std, 4)),
-        _cell(row.seconds, f"{row.seconds:,.0f}"),
-        _cell(row.images, f"{row.images:,.0f}"),
-        _cell(row.teacher_queries, f"{row.teacher_queries:,.0f}"),
-        _cell(row.published, "" if row.published is None else f'<span title="{source}">{row.published:.2f}</span>'),
-        _cell(row.last_minus_published, _signed(row.last_minus_published)),
-        _cell(row.best_minus_published, _signed(row.best_minus_published)),
+    interval = "" if row.to_best_low is None else f"{row.to_best_low:+.2f} to {row.to_best_high:+.2f}"
+    cells: list[tuple[Any, str, str, str]] = [
+        (row.acc1, _spread(row.acc1, row.acc1_std, 2), "", ""),
+        (row.to_best, f"{mark}{row.to_best:+.2f}", interval, ""),
+        (row.best_acc1, _spread(row.best_acc1, row.best_acc1_std, 2), "", ""),
+        (row.agree1, _spread(row.agree1, row.agree1_std, 2), "", ""),
+        (row.lp, _spread(row.lp, row.lp_std, 4), "", ""),
+        (row.seconds, f"{row.seconds:,.0f}", "", ""),
+        (row.images, f"{row.images:,.0f}", "", ""),
+        (row.teacher_queries, f"{row.teacher_queries:,.0f}", "", ""),
     ]
-    kind = ' class="control"' if row.control else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>\n"
-
-
-def _cell(value: float | None, shown: str) -> str:
-    """A table cell that sorts by `value`; an absent one comes last."""
-    known = "" if value is None else str(value)
-    return f'<td data-value="{known}">{shown}</td>'
+    if metered:
+        cells.append((row.energy, "" if row.energy is None else f"{row.energy / 3600:,.3g}", "", ""))
+    if published:
+        figure = "" if row.published is None else f"{row.published:.2f}"
+        cells += [
+            (row.published, figure, "", row.published_source),
+            (row.last_minus_published, _signed(row.last_minus_published), "", ""),
+            (row.best_minus_published, _signed(row.best_minus_published), "", ""),
+        ]
+    return cells
 
 
 def _spread(value: float | None, spread: float | None, decimals: int) -> str:
@@ -267,21 +125,3 @@ def _spread(value: float | None, spread: float | None, decimals: int) -> str:
 
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
-
-
-def _above(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """The two pictures under each other, on white."""
-    both = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), "white")
-    both.paste(upper, (0, 0))
-    both.paste(lower, (0, upper.height))
-    return both

@@ -64,7 +64,7 @@ class MetricsFile(Part):
 
     format_version: int = FORMAT_VERSION
     dataset: str
-    method: str
+    method: str = Field(description="of distilled weights; `scratch`: trained on the labels, `imported`: trained elsewhere")
     data_free: bool = Field(description="whether the student saw no real image")
     notes: dict[str, str] = Field(description="what the method says of its run, such as the embedding that it used")
     seed: int
@@ -74,6 +74,30 @@ class MetricsFile(Part):
     student: Weights
     last: Measured = Field(description="the last epoch: the headline")
     best: Measured | None = Field(description="the epoch with the best Acc@1 on this test split; null if not kept")
+
+
+class EvaluatedCheckpoint(Weights):
+    """A checkpoint in a table of several."""
+
+    checkpoint: str = Field(description="name of its file, or what tells its path from the others'")
+    macs: int = Field(description="multiply-adds of the convolutions and linear layers for one image")
+    acc1: float = Field(description="Acc@1, percent")
+    acc5: float = Field(description="Acc@5, percent")
+    agree1: float | None = Field(description="Agree@1 with the teacher, percent; null for the teacher, or without one")
+    lp: float | None = Field(description="probability loyalty L_p; likewise")
+    one_minus_js_distance: float | None = Field(description="mean(1 - sqrt(JSD)); likewise")
+    nll: float = Field(description="negative log-likelihood of the labels")
+    ece: float = Field(description="expected calibration error, 0 to 1")
+
+
+class EvaluationFile(Part):
+    """`evaluation.json`: checkpoints beside each other on one test split."""
+
+    format_version: int = FORMAT_VERSION
+    dataset: str
+    images: int = Field(description="images of the test split")
+    teacher: EvaluatedCheckpoint | None = Field(description="what the checkpoints are compared with; null if none was given")
+    checkpoints: list[EvaluatedCheckpoint] = Field(description="in the order in which they were given")
 
 
 class TeacherSummary(Part):
@@ -114,6 +138,9 @@ class Amounts(Part):
     teacher_queries: int | float = Field(description="images that the teacher classified")
     optimiser_steps: int | float
     peak_memory: int | float = Field(description="bytes: resident on the CPU, allocated on a GPU; the largest of the jobs")
+    energy: float | None = Field(
+        None, description="joule of the CPU packages and the GPU, other programs included; null unless every job was metered"
+    )
 
 
 class StageCost(Amounts):
@@ -148,6 +175,7 @@ class ResultFile(Part):
     teacher: TeacherSummary | None = Field(description="null for a student from scratch")
     student: StudentSummary
     seeds: list[int] = Field(min_length=1, description="one student per seed")
+    test_images: int | None = Field(None, description="images of the test split; null in older files")
     acc1: Statistic = Field(description="Acc@1 of the last epoch, percent")
     acc5: Statistic = Field(description="Acc@5 of the last epoch, percent")
     agree1: Statistic | None = Field(description="Agree@1 of the last epoch, percent; null without a teacher")
@@ -162,6 +190,7 @@ class ResultFile(Part):
     provenance: Provenance
 
 
+PER_SEED_STAGES = ("distill", "scratch", "evaluate")  # one cost file per seed; the other stages serve all seeds
 # Metrics of `Measured` that a result summarises over the seeds under the same key.
 SUMMARISED = ("acc1", "acc5", "agree1", "lp", "one_minus_js_distance", "nll", "ece")
 

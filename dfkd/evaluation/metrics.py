@@ -5,23 +5,22 @@ Everything is computed in float64, from logits of any floating dtype. Percentage
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional import kl_divergence
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_stat_scores,
-)
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Acc@k in percent: the label is among the k largest logits. With fewer than k classes, k is their number."""
-    classes = logits.shape[1]
-    # the counts, not torchmetrics' ready-made ratio: that one is float32 and prints 15.999999642 for 8 of 50
-    counts = multiclass_stat_scores(logits.double(), labels, num_classes=classes, average="micro", top_k=min(k, classes))
-    return 100 * int(counts[0]) / len(labels)
+    """Acc@k in percent: the label is among the k largest logits; of equal ones the class that comes first counts as larger.
+
+    With fewer than k classes, k is their number.
+    """
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    before = (logits > own) | ((logits == own) & earlier)
+    return 100 * int((before.sum(1) < k).sum()) / len(labels)
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
@@ -33,8 +32,13 @@ def js_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Jensen-Shannon distance D = sqrt(JSD) of the two softmaxes, natural logarithm, per image: [N], 0 to sqrt(ln 2)."""
     student, teacher = student_logits.double().softmax(1), teacher_logits.double().softmax(1)
     mean = (student + teacher) / 2
-    divergence = (kl_divergence(student, mean, reduction="none") + kl_divergence(teacher, mean, reduction="none")) / 2
+    divergence = (_kl_divergence(student, mean) + _kl_divergence(teacher, mean)) / 2
     return divergence.clamp(min=0).sqrt()  # rounding can leave a tiny negative number where the two are equal
+
+
+def _kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of each row, natural logarithm; 0 log 0 is 0."""
+    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(1)
 
 
 def probability_loyalty(student_logits: Tensor, teacher_logits: Tensor) -> float:
@@ -56,22 +60,57 @@ def nll(logits: Tensor, labels: Tensor) -> float:
     return float(F.cross_entropy(logits.double(), labels))
 
 
+class CalibrationBins(NamedTuple):
+    """Images sorted by the confidence in their first choice, into equal-width bins without their left end. Each [bins]."""
+
+    counts: Tensor  # int64
+    confidence: Tensor  # mean, 0 to 1, float64; 0 where a bin is empty
+    accuracy: Tensor  # likewise
+
+
+def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> CalibrationBins:
+    """Confidence and accuracy by bins of confidence (Guo et al., On Calibration of Modern Neural Networks, ICML 2017)."""
+    confidence, choice = logits.double().softmax(1).max(1)
+    place = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1])
+    counts = torch.bincount(place, minlength=bins)
+    sums = (torch.bincount(place, weights, minlength=bins) for weights in (confidence, (choice == labels).double()))
+    return CalibrationBins(counts, *(total / counts.clamp(min=1) for total in sums))
+
+
 def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error, 0 to 1: |accuracy - confidence| of equal-width confidence bins, weighted by their images."""
-    # torchmetrics counts a confidence of exactly 1 into a bin of its own: keep it just below, in the last one
-    probabilities = logits.double().softmax(1).float().clamp(max=1 - 2**-24)
-    return float(multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=bins, norm="l1"))
+    """Expected calibration error, 0 to 1: |accuracy - confidence| of the bins, weighted by their images (Guo et al., 2017)."""
+    found = calibration_bins(logits, labels, bins)
+    return float((found.counts * (found.accuracy - found.confidence).abs()).sum() / len(labels))
 
 
 def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
     """Confusion matrix [K][K]: row is the label, column the first choice, entry the number of images."""
-    matrix: Tensor = multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])
-    return matrix.long().tolist()
+    classes = logits.shape[1]
+    matrix: list[list[int]] = (
+        torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).tolist()
+    )
+    return matrix
 
 
 def per_class_accuracy(matrix: list[list[int]]) -> list[float | None]:
     """Acc@1 in percent of each class, from the confusion matrix; None for a class without images."""
     return [100 * row[label] / sum(row) if sum(row) else None for label, row in enumerate(matrix)]
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    """Spearman's rank correlation of two rows of numbers [N], -1 to 1; equal numbers share their mean rank.
+
+    None where it is not defined: all numbers of a row are equal.
+    """
+    ranks = torch.stack([_ranks(first), _ranks(second)])
+    deviations = ranks - ranks.mean(1, keepdim=True)
+    norms = deviations.norm(dim=1)
+    return float((deviations[0] * deviations[1]).sum() / norms.prod()) if bool((norms > 0).all()) else None
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
 
 
 def all_metrics(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, bins: int = 15) -> dict[str, object]:

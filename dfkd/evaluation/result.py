@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dfkd.bank.reader import BankReader
 from dfkd.config import check_method
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import (
+    PER_SEED_STAGES,
     SUMMARISED,
     Amounts,
     Augmentation,
@@ -28,15 +28,14 @@ from dfkd.evaluation.formats import (
     write_result,
 )
 from dfkd.evaluation.published import from_scratch, matching
-from dfkd.evaluation.show import show
+from dfkd.evaluation.show import show, sum_known
 from dfkd.files import file_sha256, read_json
-from dfkd.provenance import Cost, revision, versions
+from dfkd.provenance import revision, versions
 from dfkd.runtime import cpu_name
 
 __all__ = ["collect", "show"]
 
-COST_KEYS = tuple(field.name for field in fields(Cost))
-PER_SEED_STAGES = ("distill", "evaluate")  # one cost file per seed; the other stages serve all seeds
+COST_KEYS = tuple(name for name in Amounts.model_fields if name != "energy")  # `energy` is not told everywhere
 
 
 def collect(
@@ -56,7 +55,7 @@ def collect(
     Args:
         dataset, teacher, student, method: the target; every metrics file must be of it. No teacher for method `scratch`.
         metrics: one metrics file per seed, in any order.
-        costs: stage name -> its cost files: one, one per shard, or one per seed (distill, evaluate).
+        costs: stage name -> its cost files: one, one per shard, or one per seed (distill, scratch, evaluate).
         artefacts: name -> file whose SHA-256 goes into the provenance.
         variations: the variations bank; None for a method without one.
         config_hash: SHA-256 of the settings of all stages.
@@ -80,6 +79,7 @@ def collect(
         teacher=_teacher(first),
         student=StudentSummary(name=student, params=first.student.params),
         seeds=[file.seed for file in files],
+        test_images=first.images,
         **{key: _over_seeds([getattr(file.last, key) for file in files]) for key in SUMMARISED},
         best_acc1=summarise(best) if len(best) == len(files) else None,
         augmentation=_augmentation(variations, first.teacher.sha256) if first.teacher else None,
@@ -126,10 +126,12 @@ def add_costs(stage: str, costs: Sequence[Mapping[str, Any]]) -> StageCost:
     """The sum over the jobs of a stage (peak memory: the largest), with the mean per seed for a stage that runs per seed."""
     total = {key: sum(cost[key] for cost in costs) for key in COST_KEYS}
     total["peak_memory"] = max(cost["peak_memory"] for cost in costs)
+    energy = sum_known(cost.get("energy") for cost in costs)
     mean = None
     if stage in PER_SEED_STAGES:
-        mean = Amounts(**{key: statistics.fmean(cost[key] for cost in costs) for key in COST_KEYS})
-    return StageCost(jobs=len(costs), per_seed=mean, **total)
+        means = {key: statistics.fmean(cost[key] for cost in costs) for key in COST_KEYS}
+        mean = Amounts(**means, energy=None if energy is None else energy / len(costs))
+    return StageCost(jobs=len(costs), per_seed=mean, energy=energy, **total)
 
 
 def _read_metrics(dataset: str, teacher: str | None, student: str, method: str, paths: Sequence[Path]) -> list[MetricsFile]:
@@ -158,6 +160,7 @@ def _read_metrics(dataset: str, teacher: str | None, student: str, method: str, 
 def _read_cost(path: Path) -> dict[str, Any]:
     content = read_json(path)
     numbers = [content.get(key) for key in COST_KEYS] if isinstance(content, dict) else [None]
+    numbers += [content["energy"]] if isinstance(content, dict) and content.get("energy") is not None else []
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise UserError(f"{path}: not a cost file (it must have the numbers {', '.join(COST_KEYS)}); run its stage again.")
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 from dfkd.evaluation.formats import Amounts, ResultFile, Statistic, read_result
 from dfkd.evaluation.published import PublishedFigure
 from dfkd.methods import METHODS
+from dfkd.pages import write_page
 
 # key of the result, name, decimals, unit
 ROWS = (
@@ -33,7 +35,6 @@ def show(path: str | Path, console: Console | None = None) -> None:
     """Print a result: our metrics, the published figures beside them, what each stage took, where the pictures are."""
     result = read_result(path)
     console = console or Console(width=None if Console().is_terminal else WIDTH)
-    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
     console.print()
     console.print(f"[bold]{result.dataset}[/]: {_networks(result)}", highlight=False)
     variations = ""
@@ -42,7 +43,7 @@ def show(path: str | Path, console: Console | None = None) -> None:
         kept = "" if rate is None else f", {100 * rate:.1f} % of them kept by the fidelity filter"
         variations = f"; variations: {result.augmentation.backend}{kept}"
     notes = "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in result.notes.items())
-    console.print(f"method {result.method}, {seeds}{variations}{notes}", highlight=False)
+    console.print(f"method {result.method}, {_seeds(result)}{variations}{notes}", highlight=False)
     if not result.data_free:
         console.print("[bold]not data-free[/]: the student was trained on real images", highlight=False)
     console.print()
@@ -55,6 +56,56 @@ def show(path: str | Path, console: Console | None = None) -> None:
         console.print("\nPictures", style="bold")
         for picture in pictures:
             console.print(Text(f"  {picture}"), soft_wrap=True)  # a path is copied whole
+
+
+def write_result_page(path: str | Path, output: str | Path) -> None:
+    """Write the tables of a result as an HTML page."""
+    result = read_result(path)
+    notes = [f"{key.replace('_', ' ')}: {value}" for key, value in result.notes.items()]
+    if result.augmentation is not None:
+        notes.append(f"variations: {result.augmentation.backend}")
+    plain = [row for row in result.published if row.metric in PUBLISHED_METRICS and not row.note]
+    tables = [metrics_table(result), *([published_table(result, plain)] if plain else []), cost_table(result)]
+    networks = "_".join(part.name for part in (result.teacher, result.student) if part is not None)
+    write_page(
+        output,
+        "result.html",
+        title=f"{result.dataset}: {networks.replace('_', ' → ')} by {result.method}",
+        networks=_networks(result),
+        data_free=result.data_free,
+        notes="; ".join([_seeds(result), *notes]),
+        tables=[_as_rows(table) for table in tables],
+        provenance=_provenance(result),
+    )
+
+
+def _provenance(result: ResultFile) -> list[tuple[str, str]]:
+    own = result.provenance
+    machines = {", ".join(f"{key} {value}" for key, value in one.items()) for used in own.hardware.values() for one in used}
+    return [
+        ("written", own.date),
+        ("configuration, SHA-256", own.config_hash),
+        ("versions", ", ".join(f"{name} {version}" for name, version in own.versions.items())),
+        ("source revision", own.revision),
+        ("hardware", "; ".join(sorted(machines))),
+        *((f"{name}, SHA-256", value) for name, value in own.artefacts.items()),
+    ]
+
+
+def _seeds(result: ResultFile) -> str:
+    return f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"seeds {', '.join(map(str, result.seeds))}"
+
+
+def _as_rows(table: Table) -> dict[str, Any]:
+    """A table of rich for the template: title, names, rows with their style, and the last line if it has one."""
+    columns = table.columns
+    cells = zip(*(column.cells for column in columns), strict=True)
+    return {
+        "title": table.title,
+        "heads": [column.header for column in columns],
+        "rows": [(row.style or "", line) for row, line in zip(table.rows, cells, strict=False)],
+        "foot": [column.footer for column in columns] if table.show_footer else [],
+    }
 
 
 def _networks(result: ResultFile) -> str:
@@ -117,21 +168,37 @@ def cost_table(result: ResultFile) -> Table:
     seconds = sum(cost.seconds for cost in result.cost.values())
     table.add_column("stage", footer="all")
     table.add_column("jobs", justify="right", footer=str(sum(cost.jobs for cost in result.cost.values())))
-    table.add_column("time", justify="right", footer=_duration(seconds))
+    table.add_column("time", justify="right", footer=duration(seconds))
     for name, key in (("images", "images"), ("teacher queries", "teacher_queries"), ("optimiser steps", "optimiser_steps")):
         table.add_column(name, justify="right", footer=f"{sum(getattr(cost, key) for cost in result.cost.values()):,.0f}")
     peak = max((cost.peak_memory for cost in result.cost.values()), default=0)
-    table.add_column("peak memory", justify="right", footer=_size(peak))
+    table.add_column("peak memory", justify="right", footer=size(peak))
+    joules = [cost.energy for cost in result.cost.values()]
+    metered = any(value is not None for value in joules)
+    if metered:
+        table.add_column("energy", justify="right", footer=energy(sum_known(joules)))
     for stage, cost in result.cost.items():
-        table.add_row(stage, str(cost.jobs), *_amounts(cost))
+        table.add_row(stage, str(cost.jobs), *_amounts(cost, metered))
         if cost.per_seed is not None and cost.jobs > 1:
-            table.add_row("  per seed", "", *_amounts(cost.per_seed), style="dim")
+            table.add_row("  per seed", "", *_amounts(cost.per_seed, metered), style="dim")
     return table
+
+
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """The sum; None if one of the values, or every one, is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if known and len(known) == len(found) else None
+
+
+def root_of(path: Path) -> Path:
+    """The folder `results` that a result file lies in, by its `runs`: its own folder or the one above."""
+    return next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
 
 
 def find_pictures(path: Path, result: ResultFile) -> Iterable[Path]:
     """PNGs beside the teacher, the banks (if the method uses any) and the runs of this result, below its folder `results`."""
-    root = next((folder for folder in (path.parent, *path.parent.parents[:1]) if (folder / "runs").is_dir()), path.parent)
+    root = root_of(path)
     if result.teacher is None:
         yield from sorted((root / "runs" / result.method / f"{result.dataset}_{result.student.name}").rglob("*.png"))
         return
@@ -173,19 +240,29 @@ def _statistic(value: Statistic, decimals: int) -> str:
     return f"{value.mean:.{decimals}f}{spread}"
 
 
-def _amounts(cost: Amounts) -> list[str]:
+def _amounts(cost: Amounts, metered: bool) -> list[str]:
     counts = [f"{number:,.0f}" for number in (cost.images, cost.teacher_queries, cost.optimiser_steps)]
-    return [_duration(cost.seconds), *counts, _size(cost.peak_memory)]
+    return [duration(cost.seconds), *counts, size(cost.peak_memory), *([energy(cost.energy)] if metered else [])]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: `8.5 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def _size(count: float) -> str:
+def energy(joules: float | None) -> str:
+    """Joules for people, in Wh or kWh with three digits; a dash where they are not known."""
+    if joules is None:
+        return "–"
+    hours = joules / 3600
+    return f"{hours / 1000:.3g} kWh" if hours >= 999.5 else f"{hours:.3g} Wh"
+
+
+def size(count: float) -> str:
+    """Bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

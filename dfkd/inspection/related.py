@@ -1,7 +1,7 @@
 """Which files of a results folder belong to a bank: its teacher, the bank its parents lie in, the banks made from it.
 
 Files are recognised by what they say of themselves (SHA-256, kind, lineage), not by where they lie; the layout of the results
-only says where to look. Imports no torch but for the bank's reader.
+only says where to look. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd.bank.format import BankMeta
-from dfkd.bank.reader import BankReader
+from dfkd.bank.file import BankFile
+from dfkd.bank.meta import BankMeta
 from dfkd.errors import UserError
 
 LEVELS = 6  # folders upwards in which teachers are looked for
@@ -35,22 +35,34 @@ def _sha256(card: Path) -> str:
     return str(content.get("sha256", "")) if isinstance(content, dict) else ""
 
 
+def is_made_from(meta: BankMeta, other: BankMeta) -> bool:
+    """Whether the parent ids of a bank point into the other one, according to its lineage."""
+    if meta.kind not in ("variations", "rejected") or not meta.lineage or other.kind != "init":
+        return False
+    made_from = next((step for step in reversed(meta.lineage) if step.get("stage") != "prune"), meta.lineage[-1])
+    same_size = (other.stage, other.images) == (made_from.get("stage"), made_from.get("images"))
+    return same_size and other.teacher_sha256 == meta.teacher_sha256
+
+
 def parent_bank(bank: str | Path) -> Path | None:
     """The bank beside `bank` that its parent ids point into; None if it has no parents or that bank is not there."""
     path = Path(bank)
-    meta = BankReader(path, allow_incomplete=True).meta
-    if meta.kind not in ("variations", "rejected") or not meta.lineage:
-        return None
-    made_from = meta.lineage[-1]
-    for other, found in _beside(path):
-        if (found.stage, found.images) == (made_from["stage"], made_from["images"]) and found.kind == "init":
-            return other if found.teacher_sha256 == meta.teacher_sha256 else None
-    return None
+    meta = BankFile(path, allow_incomplete=True).meta
+    return next((other for other, found in _beside(path) if is_made_from(meta, found)), None)
 
 
 def child_banks(bank: str | Path) -> list[Path]:
     """The banks beside `bank` whose parent ids point into it: variations, and those that the filter dropped."""
-    return [other for other, _ in _beside(Path(bank)) if parent_bank(other) == Path(bank)]
+    path = Path(bank)
+    meta = BankFile(path, allow_incomplete=True).meta
+    return [other for other, found in _beside(path) if is_made_from(found, meta)]
+
+
+def rejected_bank(bank: str | Path) -> Path | None:
+    """The bank beside `bank`, a bank of variations, that holds what the fidelity filter dropped of the same parents."""
+    parent = parent_bank(bank)
+    children = child_banks(parent) if parent is not None else []
+    return next((child for child in children if BankFile(child, allow_incomplete=True).meta.kind == "rejected"), None)
 
 
 def _beside(path: Path) -> Iterator[tuple[Path, BankMeta]]:
@@ -59,6 +71,6 @@ def _beside(path: Path) -> Iterator[tuple[Path, BankMeta]]:
         if other.name == path.name:
             continue
         try:
-            yield other, BankReader(other, allow_incomplete=True).meta
+            yield other, BankFile(other, allow_incomplete=True).meta
         except UserError:  # a damaged one is nobody's parent
             continue

@@ -6,78 +6,29 @@ that fits, so that banks of different stages can be compared, sorted and filtere
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfkd.bank.pixels import first_copies, is_constant, pixel_hashes
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import published_digest
 from dfkd.datasets.views import normalise, to_unit
 from dfkd.errors import UserError
-from dfkd.hdf5 import atomic_hdf5
 from dfkd.inspection.related import find_teacher
+from dfkd.inspection.sidecar import MEASURED, TOP, BankScores, kept_scores, read_scores, scores_file, write_scores
 from dfkd.models.weights import load_model
-from dfkd.progress import progress
+from dfkd.progress import Steps, progress
 from dfkd.runtime import Runtime
 
+__all__ = ["MEASURED", "BankScores", "measure", "read_scores", "scores_file", "scores_of", "write_scores"]
+
 logger = logging.getLogger(__name__)
-
-FORMAT = "dfkd bank scores 1"
-CHUNK_ROWS = 4096
-
-# Columns that are measured, one number an image; a bank's own scores keep their names beside them.
-MEASURED = {
-    "prediction": "the class that the teacher chooses",
-    "confidence": "the teacher's largest probability",
-    "label_probability": "the teacher's probability of the label",
-    "entropy": "of the teacher's probabilities, nats",
-    "bn_distance": "R_bn of the image alone: distance of its BN statistics to the teacher's, summed over layers",
-    "brightness": "mean of the pixels, 0 to 255",
-    "contrast": "standard deviation of the pixels, 0 to 255",
-    "constant": "1 if all pixels have one value",
-    "duplicate_of": "index of the first image with the same pixels; -1: none before it",
-}
-
-
-@dataclass(frozen=True)
-class BankScores:
-    """Row i is image i of the bank.
-
-    Attributes:
-        columns: [N] each: `label`, `parent` (-1: none), the bank's own scores, and those of `MEASURED`
-            (`bn_distance` only of a teacher with BatchNorm layers).
-        features: float16 [N,D], the teacher's penultimate features.
-        class_bn_distance: float64 [K], R_bn of all images of a class as one batch; NaN without images or BatchNorm.
-        all_bn_distance: R_bn of the whole bank as one batch; NaN likewise.
-        teacher: architecture of the teacher.
-        teacher_sha256: of its weights.
-        digest: of the bank's file; None for one that was being written.
-    """
-
-    columns: dict[str, np.ndarray]
-    features: np.ndarray
-    class_bn_distance: np.ndarray
-    all_bn_distance: float
-    teacher: str
-    teacher_sha256: str
-    digest: str | None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-def scores_file(bank: str | Path) -> Path:
-    """Where the scores of a bank are kept: `init.scores.h5` beside `init.lmdb`."""
-    return Path(bank).with_suffix(".scores.h5")
 
 
 def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_size: int = 256) -> BankScores:
@@ -92,7 +43,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
     """
     reader = BankReader(bank, allow_incomplete=True)
     if teacher is None:
-        kept = _kept(reader, reader.meta.teacher_sha256)
+        kept = fitting_scores(reader, reader.meta.teacher_sha256)
         if kept is not None:
             return kept
         teacher = find_teacher(reader.path, reader.meta.teacher_sha256)
@@ -100,7 +51,7 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
             sha256 = reader.meta.teacher_sha256[:12]
             raise UserError(f"{bank}: its teacher (SHA-256 {sha256}…) is not in the results around it; name it with --teacher.")
     model, card = load_model(teacher, runtime)
-    kept = _kept(reader, card.sha256)
+    kept = fitting_scores(reader, card.sha256)
     if kept is not None:
         return kept
     if card.dataset.shape != reader.meta.dataset.shape or len(card.dataset.classes) != len(reader.meta.dataset.classes):
@@ -110,27 +61,30 @@ def scores_of(bank: str | Path, teacher: Path | None, runtime: Runtime, batch_si
     return measure(reader, model, card.architecture, card.sha256, runtime, batch_size)
 
 
-def _kept(reader: BankReader, teacher_sha256: str) -> BankScores | None:
-    path = scores_file(reader.path)
-    if not path.exists():
-        return None
+def fitting_scores(reader: BankReader, teacher_sha256: str) -> BankScores | None:
+    """The scores beside the bank if they are of this very bank and teacher; None otherwise, with a warning if damaged."""
     try:
-        kept = read_scores(path)
+        return kept_scores(reader.path, teacher_sha256)
     except UserError as error:
         logger.warning("%s They are measured anew.", error)
         return None
-    fits = kept.digest is not None and kept.digest == published_digest(reader.path) and kept.teacher_sha256 == teacher_sha256
-    return kept if fits else None
 
 
 @torch.inference_mode()
 def measure(
-    reader: BankReader, model: nn.Module, architecture: str, sha256: str, runtime: Runtime, batch_size: int = 256
+    reader: BankReader,
+    model: nn.Module,
+    architecture: str,
+    sha256: str,
+    runtime: Runtime,
+    batch_size: int = 256,
+    steps: Steps | None = None,
 ) -> BankScores:
     """Score every image of a bank; images are streamed, columns and features are kept.
 
     R_bn is the sum over BatchNorm layers of ||var - running var||_2 + ||mean - running mean||_2 (the term that the inversion
     minimises, `dfkd.synthesis.priors`), here with the statistics of one image, of a class, of the whole bank.
+    `steps` is advanced once a block; without it a bar shows the progress.
 
     Raises:
         UserError: a damaged block, or a teacher whose answers are not finite.
@@ -138,17 +92,22 @@ def measure(
     info, classes = reader.meta.dataset, len(reader.meta.dataset.classes)
     found: dict[str, list[np.ndarray]] = {}
     features: list[np.ndarray] = []
+    top: list[tuple[Tensor, Tensor]] = []  # probabilities, classes
     hashes: list[bytes] = []
-    with _Moments(model, classes) as moments, progress("score images", reader.meta.blocks) as steps:
+    shown = progress("score images", reader.meta.blocks) if steps is None else nullcontext(steps)
+    with _Moments(model, classes) as moments, shown as bar:
         for block in reader.blocks():
-            hashes += [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in block.images]
+            hashes += pixel_hashes(block.images)
             parts: dict[str, list[Tensor]] = {}
             for images, labels in zip(block.images.split(batch_size), block.labels.split(batch_size), strict=True):
                 unit = normalise(to_unit(images.to(runtime.device)), info)
                 moments.labels = labels.to(runtime.device)
                 with runtime.autocast():
                     logits, maps = model(runtime.images(unit), return_features=True)
-                for name, values in {**_answers(logits, labels), **moments.taken(), **_pixels(images)}.items():
+                log_p = logits.float().log_softmax(1).cpu()
+                likeliest = log_p.sort(dim=1, descending=True, stable=True)  # of equal ones the first
+                top.append((likeliest.values[:, :TOP].exp(), likeliest.indices[:, :TOP]))
+                for name, values in {**_answers(log_p, labels), **moments.taken(), **_pixels(images)}.items():
                     parts.setdefault(name, []).append(values.cpu())
                 features.append(maps[-1].flatten(1).float().clamp(-65504, 65504).cpu().numpy().astype(np.float16))
             parents = block.parents if block.parents is not None else torch.full_like(block.labels, -1)
@@ -156,21 +115,23 @@ def measure(
             # What a stage wrote under one of our names means the same, and is measured anew.
             for name, column in {"label": block.labels, "parent": parents, **block.scores, **measured}.items():
                 found.setdefault(name, []).append(column.numpy())
-            steps.advance()
+            bar.advance()
     columns = {name: np.concatenate(values) for name, values in found.items()}
-    if not all(np.isfinite(values).all() for values in columns.values()):
+    if not all(np.isfinite(columns[name]).all() for name in MEASURED if name in columns):
         raise UserError(
             f"{reader.path}: the answers of teacher {architecture} are not finite; give a teacher that was trained."
         )
-    columns["duplicate_of"] = _duplicates(hashes)
+    columns["duplicate_of"] = first_copies(hashes)
     of_class, of_all = moments.distances()
     everything = np.concatenate(features) if features else np.zeros((0, 0), np.float16)
+    nothing = torch.zeros(0, min(TOP, classes))
+    probabilities = torch.cat([nothing, *(values for values, _ in top)]).numpy()
+    answers = torch.cat([nothing, *(indices for _, indices in top)]).numpy().astype(np.int16)
     digest = published_digest(reader.path) if reader.meta.status == "complete" else None
-    return BankScores(columns, everything, of_class, of_all, architecture, sha256, digest)
+    return BankScores(columns, everything, answers, probabilities, of_class, of_all, architecture, sha256, digest)
 
 
-def _answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    log_p = logits.float().log_softmax(1).cpu()
+def _answers(log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
     best = log_p.max(1)
     return {
         "prediction": best.indices,
@@ -181,15 +142,8 @@ def _answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _pixels(images: Tensor) -> dict[str, Tensor]:
-    flat = images.flatten(1)
-    deviation, mean = torch.std_mean(flat.float(), dim=1, correction=0)
-    return {"brightness": mean, "contrast": deviation, "constant": (flat == flat[:, :1]).all(1).to(torch.uint8)}
-
-
-def _duplicates(hashes: list[bytes]) -> np.ndarray:
-    first: dict[bytes, int] = {}
-    before = [first.setdefault(value, index) for index, value in enumerate(hashes)]
-    return np.array([-1 if other == index else other for index, other in enumerate(before)], dtype=np.int64)
+    deviation, mean = torch.std_mean(images.flatten(1).float(), dim=1, correction=0)
+    return {"brightness": mean, "contrast": deviation, "constant": is_constant(images).to(torch.uint8)}
 
 
 class _Moments:
@@ -256,44 +210,3 @@ def _distance(mean: Tensor, variance: Tensor, layer: nn.BatchNorm2d) -> Tensor:
     kind = {"device": mean.device, "dtype": mean.dtype}
     norms = torch.linalg.vector_norm(variance - layer.running_var.to(**kind), dim=1)  # type: ignore[call-overload]
     return norms + torch.linalg.vector_norm(mean - layer.running_mean.to(**kind), dim=1)  # type: ignore[call-overload]
-
-
-def write_scores(path: str | Path, scores: BankScores) -> None:
-    """Keep scores as HDF5. Equal scores give equal bytes.
-
-    Raises:
-        ValueError: they are of a bank that was being written.
-    """
-    if scores.digest is None:
-        raise ValueError("scores of a growing bank are out of date as soon as they are written")
-    with atomic_hdf5(path) as file:
-        file.attrs.update({"format": FORMAT, "bank_digest": scores.digest, "teacher": scores.teacher})
-        file.attrs.update({"teacher_sha256": scores.teacher_sha256, "all_bn_distance": scores.all_bn_distance})
-        file.attrs["columns"] = json.dumps(list(scores.columns))
-        arrays: dict[str, Any] = {f"columns/{name}": values for name, values in scores.columns.items()}
-        arrays |= {"features": scores.features, "class_bn_distance": scores.class_bn_distance}
-        for name, values in arrays.items():
-            chunks = (min(CHUNK_ROWS, len(values)), *values.shape[1:]) if values.size else None
-            file.create_dataset(name, data=values, chunks=chunks, track_times=False)
-
-
-def read_scores(path: str | Path) -> BankScores:
-    """Read what `write_scores` wrote. A file that is none is a `UserError`."""
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise UserError(f"{path}: not scores of this version; make them again with `dfkd bank score`.")
-            columns = {name: file[f"columns/{name}"][()] for name in json.loads(file.attrs["columns"])}
-            return BankScores(
-                columns,
-                file["features"][()],
-                file["class_bn_distance"][()],
-                float(file.attrs["all_bn_distance"]),
-                str(file.attrs["teacher"]),
-                str(file.attrs["teacher_sha256"]),
-                str(file.attrs["bank_digest"]),
-            )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `dfkd bank score`.") from None
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a whole scores file ({error}); make it again with `dfkd bank score`.") from None

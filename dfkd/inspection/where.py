@@ -33,15 +33,24 @@ def select(condition: str, columns: Mapping[str, np.ndarray], classes: Sequence[
     text = condition.strip()
     if not text:
         return np.ones(count, dtype=bool)
+    return _Reader(text, known, classes).truth(_parsed(text, classes))
+
+
+def names_in(condition: str, classes: Sequence[str]) -> set[str]:
+    """The words of a condition: columns and names of classes. One that cannot be read is a `UserError`."""
+    text = condition.strip()
+    return {node.id for node in ast.walk(_parsed(text, classes)) if isinstance(node, ast.Name)} if text else set()
+
+
+def _parsed(text: str, classes: Sequence[str]) -> ast.expr:
     if len(text) > LONGEST:
         raise UserError(f"condition of {len(text)} characters: longer than {LONGEST}; shorten it.")
     try:
-        tree = ast.parse(text, mode="eval").body
+        return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise UserError(
             f"condition '{text}': cannot be read; write e.g. label == {_word(classes)} and confidence < 0.5."
         ) from None
-    return _Reader(text, known, classes).truth(tree)
 
 
 def _word(classes: Sequence[str]) -> str:

@@ -122,8 +122,8 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> tuple[nn.Mod
     return (model if runtime is None else runtime.place(model)), card
 
 
-def import_checkpoint(pth: str | Path, architecture: str, info: DatasetInfo) -> nn.Module:
-    """A classifier from a checkpoint of the usual CIFAR code, in training mode on the CPU.
+def import_checkpoint(path: str | Path, architecture: str, info: DatasetInfo) -> nn.Module:
+    """A classifier from a checkpoint of the usual CIFAR code (`.pth`, `.pt` or `.safetensors`), in training mode on the CPU.
 
     The file may hold a bare state dict or one under `state_dict` or `model`; names may start with `module.`; `fc` and
     `linear`, `shortcut` and `downsample` stand for each other. Nothing in the file is run (`weights_only`), nothing is dropped.
@@ -131,8 +131,8 @@ def import_checkpoint(pth: str | Path, architecture: str, info: DatasetInfo) -> 
     Raises:
         UserError: not a checkpoint, code inside, or names, shapes, or a class count that do not fit.
     """
-    state = _state_of(_read_pth(pth), pth)
-    return _fitted(architecture, info, state, str(pth), aliases=True)
+    state = _state_of(_read_checkpoint(path), path)
+    return _fitted(architecture, info, state, str(path), aliases=True)
 
 
 def _weights_path(path: str | Path) -> Path:
@@ -142,9 +142,14 @@ def _weights_path(path: str | Path) -> Path:
     return target
 
 
-def _read_pth(path: str | Path) -> Any:
+def _read_checkpoint(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; give a .pth checkpoint.")
+    if Path(path).suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a safetensors file ({error}); save the state dict again.") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -97,6 +97,12 @@ class GenerativeSynthesizer(FreshSynthesizer):
         return self.made(count)
 
     @property
+    def rate(self) -> float:
+        """The generator's learning rate, which may fall over the epochs."""
+        rate: float = self.optimiser.param_groups[0]["lr"]
+        return rate
+
+    @property
     def generator(self) -> nn.Module:
         """The generator."""
         return self._generator

@@ -16,6 +16,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.errors import UserError
 from dfkd.files import write_json
+from dfkd.history import History
 from dfkd.models.weights import load_model
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost
@@ -44,7 +45,8 @@ def init_bank(
     """Invert the batches of one shard into the bank `output`.
 
     Batch b depends on (seed, b) alone: any number of shards gives the same images. Every finished batch is safe in the
-    working bank below `checkpoints`; a killed job loses the batch in hand. Writes `<output stem>.cost.json` beside it.
+    working bank below `checkpoints`; a killed job loses the batch in hand. Writes `<output stem>.cost.json`, `.history.csv`
+    (the terms of each batch's kept iterate) and `.timing.csv` beside it.
 
     Raises:
         UserError: the teacher has no BatchNorm layers, or cannot be read.
@@ -64,6 +66,13 @@ def init_bank(
     checkpoint = Checkpoint(checkpoints, identity)
     state = checkpoint.load() or {}
     cost = Cost(**state.get("cost", {}))
+    history = History(
+        output.with_suffix(".history.csv"),
+        output.parent / "tensorboard" / output.stem,
+        "batch",
+        ("lr", "g_loss", "g_bn", "g_oh"),
+    )
+    history.load_state(state)
     records = -(-settings.batch_size // BLOCK_IMAGES)
     meta = BankMeta(
         format_version=FORMAT_VERSION,
@@ -99,8 +108,9 @@ def init_bank(
     )
 
     with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
-        bank.truncate(bank.blocks // records * records)
-        done = bank.blocks // records
+        done = min(bank.blocks // records, len(history.rows))  # a batch is in the bank before its figures are saved
+        bank.truncate(done * records)
+        history.truncate(done)
         with progress("init bank: batches", len(batches), done) as steps:
             for batch in batches[done:]:
                 with cost.measure(runtime):
@@ -110,11 +120,16 @@ def init_bank(
                 cost.images += made.count
                 cost.optimiser_steps += made.optimiser_steps
                 cost.teacher_queries += made.teacher_queries
-                checkpoint.save({"cost": cost.as_dict()})
+                row = {"batch": batch + 1, "lr": settings.lr} | {f"g_{name}": value for name, value in made.terms.items()}
+                history.append(row, cost.seconds, made.count)
+                if history.shows(len(batches)):
+                    history.show("synthesised", made.images)
+                checkpoint.save({"cost": cost.as_dict(), **history.state()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
                 if stop:
                     stop.stop()
         bank.publish(output)
+    history.publish()
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
     return cost

@@ -70,6 +70,12 @@ class Synthesizer(ABC):
         return None
 
     @property
+    def rate(self) -> float | None:
+        """The learning rate of the generator, or of the pixels, in the last synthesis; None if nothing is learnt."""
+        rate: float | None = getattr(self.settings, "lr_g", None)
+        return rate
+
+    @property
     def notes(self) -> dict[str, str]:
         """What a reader of the results has to know of this run besides its settings; goes into the cards and the bank."""
         return {}

@@ -11,12 +11,12 @@ from dfkd.bank.writer import BankWriter
 from dfkd.errors import UserError
 
 
-def flat_bank(banks, path, labels, values, scores=None, parents=None, **changes):
+def flat_bank(banks, path, labels, values, scores=None, parents=None, name="bn", **changes):
     """A bank whose image i has one colour: values[i] in red, 255 in blue."""
     images = torch.zeros(len(labels), 3, 4, 4, dtype=torch.uint8)
     images[:, 0] = torch.tensor(values, dtype=torch.uint8)[:, None, None]
     images[:, 2] = 255
-    named = {} if scores is None else {"bn": torch.tensor(scores)}
+    named = {} if scores is None else {name: torch.tensor(scores)}
     block = Block(images, torch.tensor(labels), named, None if parents is None else torch.tensor(parents))
     with BankWriter(path.with_suffix(".work"), banks.meta(**changes)) as writer:
         writer.append(block)
@@ -60,27 +60,19 @@ def test_pixels_are_repeated_not_smoothed(banks, tmp_path):
     assert (sheet[top : top + 32, : lefts[0]] < 128).any()  # the class's name
 
 
-def test_order_by_a_score(banks, tmp_path):
-    bank = flat_bank(banks, tmp_path / "bank.lmdb", [0, 0, 0, 1], [10, 20, 30, 40], scores=[0.1, 0.9, 0.5, 0.0])
-    contact_sheet(bank, tmp_path / "grid.png", per_class=2, order="best", score="bn")
-    assert rows_of(tmp_path / "grid.png", 32) == [[20, 30], [40], []]
-    contact_sheet(bank, tmp_path / "grid.png", per_class=2, order="worst", score="bn")
-    assert rows_of(tmp_path / "grid.png", 32) == [[10, 30], [40], []]
-    with pytest.raises(UserError, match="no score 'bm' to order by; the nearest known: bn"):
-        contact_sheet(bank, tmp_path / "none.png", order="best", score="bm")
+def test_a_sequence_chooses_and_orders(banks, tmp_path):
+    bank = flat_bank(banks, tmp_path / "bank.lmdb", [0, 0, 0, 1], [10, 20, 30, 40])
+    contact_sheet(bank, tmp_path / "grid.png", per_class=2, sequence=np.array([3, 2, 0, 1]))
+    assert rows_of(tmp_path / "grid.png", 32) == [[30, 10], [40], []]
+    contact_sheet(bank, tmp_path / "grid.png", sequence=np.array([1]))
+    assert rows_of(tmp_path / "grid.png", 32) == [[20], [], []]
+
+
+@pytest.mark.parametrize("numbers", [{"per_class": 0}, {"scale": 0}])
+def test_a_sheet_without_images_is_refused(banks, tmp_path, numbers):
+    with pytest.raises(UserError, match="a grid needs at least one image a class"):
+        contact_sheet(banks.make(), tmp_path / "none.png", **numbers)
     assert not (tmp_path / "none.png").exists()
-
-
-def test_parents_stand_before_their_variations(banks, tmp_path):
-    parents = flat_bank(banks, tmp_path / "init.lmdb", [0, 0, 1], [10, 20, 30])
-    bank = flat_bank(
-        banks, tmp_path / "bank.lmdb", [0, 0, 1, 0, 0], [21, 11, 31, 22, 23], parents=[1, 0, 2, 1, 1], kind="variations"
-    )
-    contact_sheet(bank, tmp_path / "grid.png", parents=parents, variations=2)
-    assert rows_of(tmp_path / "grid.png", 32) == [[20, 21, 22, 10, 11], [30, 31], []]
-    few = flat_bank(banks, tmp_path / "few.lmdb", [0], [10])
-    with pytest.raises(UserError, match=r"few\.lmdb: does not hold the parents of"):
-        contact_sheet(bank, tmp_path / "grid.png", parents=few)
 
 
 def test_grey_images_and_empty_banks(banks, tmp_path):

@@ -3,6 +3,7 @@ import json
 import logging
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from dfkd.synthesis.inversion import GeneratorInversion
 CPU = torch.device("cpu")
 TINY = Options(
     teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
-    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, peak_size=64, peak_seconds=1e-4, peak_windows=2,
+    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, turns=2, peak_size=64, peak_seconds=1e-4, peak_windows=2,
 )  # fmt: skip
 
 
@@ -160,10 +161,11 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
     output = tmp_path / "table.md"
     caplog.set_level(logging.INFO)
-    command.run(
-        quick=True, output=output, only=",".join(command.PARTS), no_compile=False, device="cpu", teacher="wrn161",
-        student="wrn161", batch=4, student_batch=4, steps=1, rounds=2, workers=0,
-    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:  # Playwright keeps a loop in the thread of the tests that use it
+        pool.submit(
+            command.run, quick=True, output=output, only=",".join(command.PARTS), no_compile=False, device="cpu",
+            teacher="wrn161", student="wrn161", batch=4, student_batch=4, steps=1, rounds=2, workers=0,
+        ).result()  # fmt: skip
     page, content = output.read_text(), json.loads(output.with_suffix(".json").read_text())
     printed = capsys.readouterr().out
     names = [row["name"] for section in content["sections"] for row in section["rows"]]
@@ -172,6 +174,8 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         f"{EAGER} / {ORIGINAL}", f"{EAGER}: of the bf16 peak", f"{EAGER}: of the fp32 peak", "work of a step",
         "append, 600 images", "publish, 300 images", "load, 600 images", "seconds to load 600 images", "load 300 images: peak",
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
+        "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
+        "server: resident memory",
     ]  # fmt: skip
     expected += [INIT_BANK, *(name for name in METHODS if name not in (*ALIASES, "kd"))]
     assert set(expected) <= set(names)
@@ -181,7 +185,9 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         assert name.split(":")[0][:20] in printed
     for section in content["sections"]:
         for row in section["rows"]:
-            if row["unit"] in ("image-steps/s", "images/s", "GFLOP/s", "×", "GFLOP"):
+            if "more memory" in row["name"]:  # a difference of two measurements
+                continue
+            if row["unit"] in ("s", "MB", "image-steps/s", "images/s", "GFLOP/s", "×", "GFLOP"):
                 assert row["value"] > 0, row
     assert len(content["sections"][1]["samples"][EAGER]) == 2
     assert content["about"]["command"] == "python -m benchmarks --quick"
@@ -204,8 +210,7 @@ def test_a_recipe_is_the_published_one():
     assert published("dafl", None) == METHODS["dafl"].settings()
     budget = measure_method("dda", TINY, Runtime.create("fast", "cpu"), before=3600.0)
     assert (budget.syntheses, budget.student_steps, budget.steps) == (200, 200 * DDASettings().kd_steps, DDASettings().g_steps)
-    assert budget.synthesis > budget.student > 0
-    assert budget.hours > 1
+    assert budget.student > 0
 
 
 def test_markdown_escapes_and_rounds():

@@ -45,9 +45,9 @@ SET_THREADS = ["--set-threads", *(f"{rule}={count}" for rule, count in THREADS.i
 FILES = [
     *("data/digits.h5", "data/digits.test.h5", f"results/teachers/digits_{TEACHER}/weights.safetensors"),
     *(f"{BANKS}/{name}" for name in ("shards/1-of-1.lmdb", "init.lmdb", "variations.lmdb", "rejected.lmdb")),
-    *(f"{BANKS}/{name}" for name in ("init.png", "variations.png", "filter.png")),
+    *(f"{BANKS}/{name}" for name in ("init.png", "init.html", "variations.png", "variations.html", "filter.png")),
     *(f"{RUN}/{name}" for name in ("student.safetensors", "best.safetensors", "bank.lmdb", "history.csv")),
-    *(f"{RUN}/{name}" for name in ("metrics.json", "predictions.h5", "curves.png", "confusion.png", "bank.png")),
+    *(f"{RUN}/{name}" for name in ("metrics.json", "predictions.h5", "curves.png", "confusion.png", "bank.html")),
 ]
 SCRATCH_FILES = [f"results/runs/scratch/digits_{STUDENT}/seed0/{name}" for name in ("student.safetensors", "metrics.json")]
 

@@ -9,7 +9,7 @@ import slurm
 import yaml
 from workflow_tools import ROOT, Workflow
 
-GROUPS = ("merge", "evaluation")
+GROUPS = ("merge", "pages", "evaluation")
 
 
 def laid_over(below, above):

@@ -30,8 +30,9 @@ DONE = {
     ("augment", 1): "took 1,200 MB more than it has to",
     ("distill", 1): "its node was drained, which it did not mind, then went down",
     ("distill", 2): "waited until the node came back",
-    ("merge", 1): "init_bank, init_picture",
-    ("evaluation", 1): "variations_picture, evaluate, run_pictures, evaluate_scratch, scratch_pictures",
+    ("merge", 1): "init_bank, init_curves",
+    ("pages", 1): "teacher_report, variations_page, variations_curves",
+    ("evaluation", 1): "evaluate, run_pictures, run_bank_page, evaluate_scratch, scratch_pictures",
 }
 
 
@@ -76,6 +77,8 @@ def test_every_target_is_made_and_nothing_is_left_to_do(disturbed):
         "scratch": ["TIMEOUT", "CANCELLED", "COMPLETED"],
         "init_shard": ["COMPLETED"],
         "merge": ["COMPLETED"],
+        "init_page": ["COMPLETED"],
+        "pages": ["COMPLETED"],
         "augment": ["FAILED", "COMPLETED"],
         "distill": ["NODE_FAIL", "COMPLETED"],
         "evaluation": ["COMPLETED"],
@@ -129,7 +132,7 @@ def test_each_job_has_a_gpu_of_its_own(disturbed):
     assert {seen["teacher"][0], seen["scratch"][0]} == {"0", "1"}  # these ran at the same time
     assert not [rule for rule, logs in disturbed.logs.items() if "computing on" in "".join(logs)]  # from Slurm, not by locks
     with_gpu = [rule for rule, jobs in disturbed.rules.items() if jobs[0].get("TresPerJob", "").endswith("gpu:1")]
-    assert sorted(with_gpu) == ["augment", "distill", "evaluation", "init_shard", "scratch", "teacher"]
+    assert sorted(with_gpu) == ["augment", "distill", "evaluation", "init_page", "init_shard", "pages", "scratch", "teacher"]
 
 
 def test_the_results_are_those_of_the_local_run(disturbed, local):

@@ -144,12 +144,24 @@ def test_ten_unreadable_files_are_named_and_the_rest_counted(tmp_path):
     assert "10.png" not in str(caught.value)
 
 
-@pytest.mark.parametrize("side", [5, 6, 8])  # Pillow warns above its limit and stops above twice the limit
-def test_decompression_bombs_are_unreadable(tmp_path, monkeypatch, side):
+@pytest.mark.parametrize("side", [5, 6, 8])  # Pillow itself warns above its limit and stops above twice the limit
+def test_decompression_bombs_are_unreadable(tmp_path, side):
     put(tmp_path / "a/bomb.png", size=(side, side))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24)
-    with pytest.raises(UserError, match=r"bomb\.png \(more than Pillow's limit of 0 million pixels\)"):
+    with pytest.raises(UserError, match=r"bomb\.png \(more pixels than max_pixels allows\)"):
+        read(tmp_path, max_pixels=24)
+    assert len(read(tmp_path, max_pixels=side * side).splits["all"][1]) == 1
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    put(tmp_path / "a/flat.png", size=(12_000, 12_000))  # 144 million pixels in a few hundred kilobytes
+    path = tmp_path / "a/flat.png"
+    path.write_bytes(path.read_bytes()[:1000])  # decoding it would find that it is cut off
+    former = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(UserError, match="more pixels than max_pixels allows"):
         read(tmp_path)
+    with pytest.raises(UserError, match="truncated"):
+        read(tmp_path, max_pixels=144_000_000)
+    assert former == Image.MAX_IMAGE_PIXELS
 
 
 def test_downsampling_is_antialiased():

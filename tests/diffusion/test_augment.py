@@ -70,7 +70,8 @@ def run(inputs, folder, **changes):
 
 
 def outputs(folder):
-    return {name: (folder / name).read_bytes() for name in ("variations.lmdb", "rejected.lmdb", "filter.png")}
+    names = ("variations.lmdb", "rejected.lmdb", "filter.png", "variations.history.csv")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.fixture(scope="module")

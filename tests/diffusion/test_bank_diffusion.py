@@ -9,6 +9,7 @@ from dfkd.diffusion import bank_diffusion
 from dfkd.diffusion.backends import create_backend, image_generators, image_noise
 from dfkd.diffusion.bank_diffusion import BankDiffusion, build_unet, learning_rate
 from dfkd.errors import UserError
+from dfkd.history import History
 from dfkd.progress import Stopped, StopRequest
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime
@@ -41,7 +42,9 @@ def backend(seed=0, info=INFO, **changes) -> BankDiffusion:
 
 def fit(folder, chosen, stop=None):
     cost = Cost()
-    chosen.fit(*bars(), Checkpoint(folder, {"test": 1}), cost, StopRequest() if stop is None else stop)
+    history = History(folder / "out" / "history.csv", folder / "out" / "tensorboard", "step")
+    chosen.fit(*bars(), Checkpoint(folder, {"test": 1}), cost, StopRequest() if stop is None else stop, history)
+    history.publish()
     return cost
 
 
@@ -58,7 +61,8 @@ class StopAfter(StopRequest):
         return self.signal != 0
 
 
-def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path):
+def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bank_diffusion, "ROWS", 3)  # of two steps each: the signal comes within the second
     whole, resumed = backend(), backend()
     assert fit(tmp_path / "whole", whole).optimiser_steps == 6
     with pytest.raises(Stopped):
@@ -69,6 +73,9 @@ def test_stopped_and_resumed_training_gives_the_same_bytes(tmp_path):
     assert fit(tmp_path / "stopped", again).optimiser_steps == 6
     for name, tensor in whole.ema.state_dict().items():
         assert torch.equal(tensor, again.ema.state_dict()[name]), name
+    histories = [(tmp_path / name / "out" / "history.csv").read_text() for name in ("whole", "stopped")]
+    assert histories[0] == histories[1]
+    assert [row.split(",")[0] for row in histories[0].splitlines()] == ["step", "2", "4", "6"]
     images, labels = bars(4)
     assert torch.equal(*(b.vary(images, labels, torch.arange(4), 0) for b in (whole, again)))
 
@@ -126,7 +133,7 @@ def test_strength_is_the_distance_to_the_parent_and_the_class_counts(tmp_path):
     distances = []
     for strength in (0.1, 0.4, 1.0):
         chosen = backend(strength=strength)
-        chosen._restore(Checkpoint(tmp_path, {"test": 1}), torch.optim.AdamW(chosen.unet.parameters()))
+        fit(tmp_path, chosen)  # takes the trained weights over
         made = chosen.vary(images, labels, torch.arange(16), 0)
         distances.append(float((made.float() - images.float()).abs().mean()))
     assert distances[0] < distances[1] < distances[2]

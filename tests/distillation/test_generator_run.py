@@ -50,14 +50,14 @@ def finished(run, tmp_path_factory):
 def test_what_the_run_writes(finished, tiny_teacher):
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names == {
-        "student.safetensors", "student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json",
-        "generator.safetensors", "generator.json",
+        "student.safetensors", "student.json", "best.safetensors", "best.json", "bank.lmdb",
+        "history.csv", "timing.csv", "cost.json", "generator.safetensors", "generator.json",
     }  # fmt: skip
     student, card = load_model(finished / "student.safetensors")
     assert card.stage == "distill dafl"
     assert student(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
     rows = list(csv.DictReader((finished / "history.csv").open()))
-    assert list(rows[0]) == ["epoch", "lr", "loss", "g_loss", "g_oh", "g_act", "g_balance", "images", "acc1", "agree1"]
+    assert list(rows[0]) == ["epoch", "lr", "lr_g", "loss", "g_loss", "g_oh", "g_act", "g_balance", "images", "acc1", "agree1"]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     assert float(rows[-1]["acc1"]) == card.metrics["acc1"]
     cost = read_json(finished / "cost.json")
@@ -112,7 +112,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(run, finished, monkeypa
     run(tmp_path)
     assert calls == (STEPS if owner is KD else 8)
     for path in finished.iterdir():
-        if path.is_file() and path.name != "cost.json":
+        if path.is_file() and path.name not in ("cost.json", "timing.csv"):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
     costs = [read_json(folder / "cost.json") for folder in (finished, tmp_path / "out")]
     for key in ("images", "teacher_queries", "optimiser_steps"):

@@ -1,84 +1,22 @@
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
-import torch
+from made_results import TARGET, make, stage_cost
 from PIL import Image
 from typer.testing import CliRunner
 
-from dfkd.bank.format import BankMeta
-from dfkd.bank.writer import BankWriter
 from dfkd.cli import app
-from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
-from dfkd.evaluation.compare import bootstrap_differences, read_correct, read_results, table
-from dfkd.evaluation.compare_page import read_curve, write_comparison
-from dfkd.evaluation.formats import ResultFile, write_result
-from dfkd.evaluation.predict import write_predictions
+from dfkd.evaluation import compare_figure
+from dfkd.evaluation.compare import own_cost, published_figure, read_correct, read_results, table
+from dfkd.evaluation.compare_figure import read_curve
+from dfkd.evaluation.compare_page import write_comparison
+from dfkd.evaluation.formats import read_result
 from dfkd.evaluation.published import matching
-from dfkd.evaluation.result import summarise
-
-TARGET = "cifar10_wrn402_wrn161"
-IMAGES = 1000
-LABELS = torch.arange(IMAGES) % 2
-COST = {"images": 0, "teacher_queries": 0, "optimiser_steps": 0, "peak_memory": 1}
-
-
-def stage_cost(seconds, images, queries, seeds=0):
-    amounts = COST | {"seconds": seconds, "images": images, "teacher_queries": queries}
-    if not seeds:
-        return amounts | {"jobs": 1, "per_seed": None}
-    return {key: seeds * value for key, value in amounts.items()} | {"jobs": seeds, "per_seed": amounts}
-
-
-def make(root, method, accuracies, **changes):
-    """A result with its runs, whose students have the first `accuracies` % of the test images right."""
-    runs = root / "results" / "runs" / method / TARGET
-    info = DatasetInfo(
-        name="cifar10", classes=["a", "b"], image_size=8, channels=3, mean=[0.0] * 3, std=[1.0] * 3, crop_padding=0, flip=False
-    )
-    for seed, accuracy in enumerate(accuracies):
-        folder = runs / f"seed{seed}"
-        answers = torch.where(torch.arange(IMAGES) < round(IMAGES * accuracy / 100), LABELS, 1 - LABELS)
-        logits = torch.nn.functional.one_hot(answers, 2)
-        write_predictions(folder / "predictions.h5", {"teacher": logits, "student": logits}, LABELS, {})
-        (folder / "history.csv").write_text(f"epoch,acc1,agree1\n1,50.0,50.0\n2,{accuracy},60.0\n")
-        meta = BankMeta(kind="run", dataset=info, teacher_sha256="t" * 64, stage="distill", stage_version=1)
-        with BankWriter(root / "writing.lmdb", meta, resume=False) as bank:
-            if method != "real":
-                bank.append_images(torch.full((3, 3, 8, 8), 200, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
-            bank.publish(folder / "bank.lmdb")
-    metric = summarise(accuracies).model_dump()
-    half = summarise([0.5] * len(accuracies)).model_dump()
-    content = {
-        "dataset": "cifar10",
-        "method": method,
-        "data_free": method != "real",
-        "notes": {},
-        "teacher": {"name": "wrn402", "params": 2243546, "acc1": 94.87},
-        "student": {"name": "wrn161", "params": 175066},
-        "seeds": list(range(len(accuracies))),
-        "acc1": metric,
-        "best_acc1": summarise([value + 1 for value in accuracies]).model_dump(),
-        "augmentation": None,
-        "published": [figure.model_dump() for figure in matching("cifar10", "wrn402", "wrn161")],
-        "cost": {
-            "teacher": stage_cost(1000.0, 0, 0),
-            "init-bank": stage_cost(40.0, 800, 7),
-            "distill": stage_cost(10.0, 200, 30, len(accuracies)),
-            "evaluate": stage_cost(5.0, 0, 1000, len(accuracies)),
-        },
-        "provenance": {
-            "date": "2026-01-01T00:00:00+00:00", "config_hash": "c", "versions": {}, "revision": "r", "hardware": {},
-            "artefacts": {"teacher": "t" * 64},
-        },
-    }  # fmt: skip
-    content |= dict.fromkeys(("acc5", "agree1", "lp", "one_minus_js_distance", "nll", "ece"), half)
-    path = root / "results" / method / f"{TARGET}.json"
-    write_result(path, ResultFile.model_validate(content | changes))
-    return path
+from dfkd.evaluation.show import write_result_page
 
 
 @pytest.fixture
@@ -139,47 +77,6 @@ def test_a_method_with_fewer_seeds_is_left_out_of_the_noise(tmp_path):
     assert found == {"cmi": None, "dfq": False, "dafl": None}
 
 
-def test_bootstrap_of_images_alone_has_the_binomial_spread():
-    """Two students that differ on 100 of 1,000 images, the one right and the other wrong there; seeds are all alike. The
-    difference is the share of drawn images among the 100, with standard deviation sqrt(0.1 · 0.9 / 1000)."""
-    right = np.ones((3, 1000), dtype=bool)
-    wrong = right.copy()
-    wrong[:, :100] = False
-    reference, other = bootstrap_differences([right, wrong], 0)
-    assert (reference.difference, reference.low, reference.high) == (0.0, 0.0, 0.0)
-    spread = 100 * np.sqrt(0.1 * 0.9 / 1000)
-    assert other.difference == pytest.approx(-10)
-    assert other.low == pytest.approx(-10 - 1.96 * spread, abs=0.12)
-    assert other.high == pytest.approx(-10 + 1.96 * spread, abs=0.12)
-    assert other.exceeds_noise
-    assert not reference.exceeds_noise
-
-
-def test_bootstrap_is_paired_over_images():
-    """Two students that are right on the same half of the images do not differ, however the images are drawn."""
-    half = np.tile(np.arange(200) % 2 == 0, (3, 1))
-    assert [(item.low, item.high) for item in bootstrap_differences([half, half.copy()], 0, samples=500)] == [(0.0, 0.0)] * 2
-
-
-def test_bootstrap_draws_seeds():
-    """Every image alike, so that only the seeds differ: the mean of 3 draws from {0, 0, 1} is 0, 1/3, 2/3 or 1, with shares
-    8/27, 12/27, 6/27 and 1/27; the 5 % quantile is 0 and that of 95 % is 2/3."""
-    one = np.ones((1, 20), dtype=bool)
-    unstable = np.zeros((3, 20), dtype=bool)
-    unstable[2] = True
-    never, mixed = bootstrap_differences([one & False, unstable], 0, level=0.9)
-    assert never.difference == 0
-    assert mixed.difference == pytest.approx(100 / 3)
-    assert (mixed.low, mixed.high) == pytest.approx((0, 200 / 3))
-    assert not mixed.exceeds_noise
-
-
-def test_bootstrap_depends_on_its_seed_alone():
-    flags = [np.random.default_rng(index).random((3, 300)) < 0.5 for index in range(3)]
-    assert bootstrap_differences(flags, 1, 300) == bootstrap_differences(flags, 1, 300)
-    assert bootstrap_differences(flags, 1, 300) != bootstrap_differences(flags, 1, 300, seed=1)
-
-
 class Page(HTMLParser):
     """Open elements, all attributes, and the text of the table's rows."""
 
@@ -200,8 +97,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.rows and "tr" in self.open:
-            self.rows[-1] += data + "|"
+        if self.rows and "tr" in self.open and data.strip():
+            self.rows[-1] += data.strip() + "|"
 
 
 def test_page(three):
@@ -217,7 +114,8 @@ def test_page(three):
     assert "94.00 ± 1.00" in page.rows[1]
     assert "● -18.00" in page.rows[3]
     sources = [value for _, key, value in page.attributes if key in ("src", "href", "srcset", "action", "data")]
-    assert len(sources) == 2
+    assert len(sources) == 3
+    assert "published" in text
     assert all(value.startswith("data:image/png;base64,") for value in sources)
     assert not re.search(r"https?:|@import|url\(|fetch\(|<link", re.sub(r"base64,[^\"]+", "", text))
     with Image.open(output.with_suffix(".png")) as picture:
@@ -229,6 +127,73 @@ def test_page(three):
     assert (lines["cmi"]["acc1"], lines["cmi"]["published"], lines["cmi"]["exceeds_noise"]) == ("89.0", "88.82", "")
     assert (lines["real"]["data_free"], lines["real"]["control"], lines["noise"]["data_free"]) == ("false", "true", "true")
     assert sorted(path.name for path in output.parent.iterdir()) == [f"{TARGET}.{kind}" for kind in ("csv", "html", "png")]
+
+
+def test_columns_without_a_figure_are_left_out(tmp_path):
+    paths = [make(tmp_path, "cmi", [90.0], published=[]), make(tmp_path, "dafl", [70.0], published=[])]
+    output = tmp_path / "out" / "x.html"
+    write_comparison(paths, tmp_path / "results" / "runs", output)
+    text = re.sub(r"base64,[^\"]+", "", output.read_text(encoding="utf-8"))
+    assert "published" not in text
+    assert "<th title=" in text
+    assert ">Wh<" not in text
+    assert Page(text).rows[1].count("|") == Page(text).rows[0].count("|") == 9
+
+
+def test_energy_is_that_of_one_student(tmp_path):
+    """The bank's 7,200 J and the mean of the distillations, 1,800 J: 2.5 Wh."""
+    cost = {
+        "teacher": stage_cost(1000.0, 0, 0) | {"energy": 5e6},
+        "init-bank": stage_cost(40.0, 800, 7) | {"energy": 7200.0},
+        "distill": stage_cost(10.0, 200, 30, 2) | {"energy": 3600.0},
+    }
+    cost["distill"]["per_seed"] = cost["distill"]["per_seed"] | {"energy": 1800.0}
+    unmetered = cost | {"init-bank": cost["init-bank"] | {"energy": None}}
+    paths = [make(tmp_path, "cmi", [90.0, 91.0], cost=cost), make(tmp_path, "dafl", [70.0, 70.0], cost=unmetered)]
+    output = tmp_path / "out" / "x.html"
+    rows = write_comparison(paths, tmp_path / "results" / "runs", output)
+    assert [row.energy for row in rows] == [9000.0, None]
+    page = Page(output.read_text(encoding="utf-8"))
+    assert page.rows[0].split("|")[9] == "Wh"
+    assert "2.5" in page.rows[1].split("|")
+
+
+def test_the_best_is_data_free(tmp_path):
+    paths = [make(tmp_path, "kd", [95.0], data_free=False), make(tmp_path, "cmi", [90.0]), make(tmp_path, "dafl", [80.0])]
+    assert [row.to_best for row in rows_of(paths, tmp_path / "results" / "runs")] == [5.0, 0.0, -10.0]
+    assert [row.to_best for row in rows_of(paths[:1], tmp_path / "results" / "runs")] == [0.0]
+
+
+def test_a_student_from_scratch_costs_what_one_seed_costs(tmp_path):
+    """Results of before the mean per seed hold the sum over the jobs alone."""
+    cost = {"scratch": stage_cost(30.0, 0, 0) | {"jobs": 3}, "evaluate": stage_cost(5.0, 0, 0)}
+    path = make(tmp_path, "scratch", [90.0] * 3, teacher=None, cost=cost)
+    assert own_cost(read_result(path), "seconds") == 10.0
+    assert own_cost(read_result(path), "energy") is None
+
+
+def test_kd_has_published_figures_on_the_training_images_alone(tmp_path):
+    figures = [figure.model_dump() for figure in matching("cifar100", "wrn402", "wrn161")]
+    path = make(tmp_path, "kd", [60.0], published=figures, notes={"transfer_set": "train"}, data_free=False)
+    assert published_figure(read_result(path))[0] == 64.06
+    path = make(tmp_path, "kd", [60.0], published=figures, notes={"transfer_set": "dataset:svhn"}, data_free=False)
+    assert published_figure(read_result(path)) == (None, "")
+
+
+def test_a_control_far_below_stands_at_the_edge(three):
+    rows = rows_of(*three)
+    low, high = compare_figure._range(rows)
+    assert low < 71 < 94 < high
+    assert low > 50  # the control `noise`
+    close = [row for row in rows if row.method != "noise"]
+    assert compare_figure._range(close) == (low, high)
+
+
+def test_nothing_measured_is_no_figure_of_costs(three):
+    rows = [replace(row, seconds=0.0, images=0.0, teacher_queries=0.0) for row in rows_of(*three)]
+    assert compare_figure.draw_costs(rows) is None
+    one = [replace(rows[0], seconds=3.0), *rows[1:]]
+    assert compare_figure.draw_costs(one).size == compare_figure.draw_costs(rows_of(*three)).size
 
 
 def test_curve_is_the_mean_over_the_seeds(three):
@@ -271,3 +236,23 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(three, tmp_path):
     assert "its Acc@1 is 71.00 %, the result's 88.00 %" in refusal()
     (runs / "cmi" / TARGET / "seed1" / "predictions.h5").unlink()
     assert "predictions.h5: no such file" in refusal()
+
+
+def test_a_result_as_a_page_has_the_tables_that_are_printed(tmp_path):
+    path = make(tmp_path, "cmi", [90.0, 88.0, 89.0], notes={"label_embedding": "<clip>"})
+    output = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["show", str(path), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    text = output.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    rows = [[cell.strip() for cell in row.split("|")[:-1]] for row in page.rows]
+    assert ["Acc@1", "89.00 ± 1.00 %", "90.00  88.00  89.00"] in rows
+    assert any(row[:2] == ["cmi (ours, last epoch)", "89.00 ± 1.00"] for row in rows)
+    assert any(row[0] == "DAFL" and row[1] == "72.15" for row in rows)
+    assert [row[1] for row in rows if row[0] == "all"] == ["8"]  # jobs of all stages: 1 + 1 + 3 + 3
+    assert "label embedding: &lt;clip&gt;" in text
+    assert "seeds 0, 1, 2" in text
+    assert "not data-free" not in text
+    write_result_page(make(tmp_path, "real", [90.0]), output)
+    assert "not data-free" in output.read_text(encoding="utf-8")

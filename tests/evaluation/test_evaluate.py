@@ -44,13 +44,13 @@ def job(tmp_path):
     save(tmp_path / "student.safetensors", "wrn101", seed=3, lineage=lineage)
     save(tmp_path / "best.safetensors", "wrn101", seed=3, lineage=lineage, metrics={"epoch": 2.0})
     return {
+        "checkpoints": [tmp_path / "student.safetensors"],
         "teacher": tmp_path / "teacher.safetensors",
-        "student": tmp_path / "student.safetensors",
         "best": tmp_path / "best.safetensors",
         "test": tmp_path / "tiny.test.h5",
         "settings": EvaluateSettings(batch_size=16),
-        "output": tmp_path / "out" / "metrics.json",
-        "predictions": tmp_path / "out" / "predictions.h5",
+        "output": tmp_path / "out",
+        "pictures": False,
         "runtime": Runtime.create("reference", "cpu"),
     }
 
@@ -58,13 +58,13 @@ def job(tmp_path):
 def test_metrics_are_those_of_the_networks(job):
     evaluate(**job)
     teacher, card = load_model(job["teacher"])
-    student, _ = load_model(job["student"])
+    student, _ = load_model(job["checkpoints"][0])
     with h5py.File(job["test"]) as file:
         images, labels = (torch.from_numpy(file["test"][key][()]) for key in ("images", "labels"))
     with torch.no_grad():
         unit = normalise(images.float() / 255, INFO)
         expected, wanted = student(unit), teacher(unit)
-    found = read_metrics(job["output"])
+    found = read_metrics(job["output"] / "metrics.json")
     assert found.last.acc1 == metrics.accuracy(expected, labels)
     assert found.last.agree1 == metrics.agreement(expected, wanted)
     assert found.last.lp == pytest.approx(metrics.probability_loyalty(expected, wanted), abs=1e-4)
@@ -79,51 +79,50 @@ def test_metrics_are_those_of_the_networks(job):
 
 def test_predictions_hold_the_logits(job):
     evaluate(**job)
-    found = read_predictions(job["predictions"])
+    found = read_predictions(job["output"] / "predictions.h5")
     assert sorted(found.logits) == ["best", "student", "teacher"]
     assert found.logits["student"].shape == (50, 3)
     assert found.logits["student"].dtype == torch.float32
     assert found.labels.dtype == torch.int64
     assert found.attributes["teacher"] == "wrn101"
     assert json.loads(found.attributes["classes"]) == ["a", "b", "c"]
-    assert metrics.accuracy(found.logits["best"], found.labels) == read_metrics(job["output"]).best.acc1
+    assert metrics.accuracy(found.logits["best"], found.labels) == read_metrics(job["output"] / "metrics.json").best.acc1
 
 
 def test_without_the_best_epoch(job):
     evaluate(**job | {"best": None})
-    assert json.loads(job["output"].read_text())["best"] is None
-    assert "best" not in read_predictions(job["predictions"]).logits
+    assert json.loads((job["output"] / "metrics.json").read_text())["best"] is None
+    assert "best" not in read_predictions(job["output"] / "predictions.h5").logits
 
 
 def test_equal_runs_write_equal_bytes(job, tmp_path):
     evaluate(**job)
-    again = job | {"output": tmp_path / "again" / "metrics.json", "predictions": tmp_path / "again" / "predictions.h5"}
-    evaluate(**again)
-    for key in ("output", "predictions"):
-        assert job[key].read_bytes() == again[key].read_bytes()
-    with h5py.File(job["predictions"]) as file:
+    evaluate(**job | {"output": tmp_path / "again"})
+    for name in ("metrics.json", "predictions.h5"):
+        assert (job["output"] / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with h5py.File(job["output"] / "predictions.h5") as file:
         assert all(file[key].chunks is not None for key in file)
         assert all(h5py.h5o.get_info(file[key].id).mtime == 0 for key in file)
 
 
 def test_costs_lie_beside_the_metrics(job):
-    cost = evaluate(**job)
-    written = json.loads((job["output"].parent / "metrics.cost.json").read_text())
-    assert written["teacher_queries"] == cost.teacher_queries == 50
+    evaluate(**job)
+    written = json.loads((job["output"] / "metrics.cost.json").read_text())
+    assert written["teacher_queries"] == 50
     assert written["seconds"] > 0
     assert written["hardware"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_batch_size_does_not_matter(job, batch_size):
-    model, _ = load_model(job["student"])
+    model, _ = load_model(job["checkpoints"][0])
     images = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     whole = predict(model, images, INFO, job["runtime"], batch_size=20)
     assert torch.allclose(predict(model, images, INFO, job["runtime"], batch_size=batch_size), whole, atol=1e-5)
 
 
 def test_fast_is_near_reference(job):
-    model, _ = load_model(job["student"])
+    model, _ = load_model(job["checkpoints"][0])
     images = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     reference = predict(model, images, INFO, job["runtime"])
     fast = Runtime.create("fast", "cpu")
@@ -132,7 +131,7 @@ def test_fast_is_near_reference(job):
 
 
 def test_predict_leaves_the_mode_and_the_statistics(job):
-    model, _ = load_model(job["student"])
+    model, _ = load_model(job["checkpoints"][0])
     model.train()
     before = {name: values.clone() for name, values in model.state_dict().items()}
     predict(model, torch.zeros(4, 1, 8, 8, dtype=torch.uint8), INFO, job["runtime"])
@@ -141,7 +140,7 @@ def test_predict_leaves_the_mode_and_the_statistics(job):
 
 
 def test_diverged_network_is_refused(job):
-    model, _ = load_model(job["student"])
+    model, _ = load_model(job["checkpoints"][0])
     for values in model.parameters():
         values.fill_(float("nan"))
     with pytest.raises(UserError, match=r"NaN or infinite logits on the images of tiny.*train it again"):
@@ -152,11 +151,10 @@ def check_refused(job, pattern):
     with pytest.raises(UserError, match=pattern):
         evaluate(**job)
     assert not job["output"].exists()
-    assert not job["predictions"].exists()
 
 
 def test_student_of_another_teacher_is_refused(job):
-    save(job["student"], "wrn101", lineage={"teacher": "0" * 64})
+    save(job["checkpoints"][0], "wrn101", lineage={"teacher": "0" * 64})
     check_refused(
         job, r"student\.safetensors: distilled from a teacher with SHA-256 000000000000…, but .*teacher\.safetensors has"
     )
@@ -179,14 +177,14 @@ def test_best_of_another_run_is_refused(job):
 )
 def test_student_and_test_split_of_other_data_are_refused(job, change, words):
     other = INFO.model_copy(update=change)
-    test, student = job["test"], job["student"]
+    test, student = job["test"], job["checkpoints"][0]
     save(student.with_name("other.safetensors"), "wrn101", other)
     check_refused(
-        job | {"student": student.with_name("other.safetensors")}, rf"other\.safetensors: student and teacher .*{words}"
+        job | {"checkpoints": [student.with_name("other.safetensors")]}, rf"other\.safetensors: student and teacher .*{words}"
     )
     images = torch.zeros(6, *other.shape, dtype=torch.uint8)
     write_prepared(test, other, {"test": (images, torch.arange(6) % 3)}, {})
-    check_refused(job, rf"tiny\.test\.h5: not the test split of teacher .*{words}")
+    check_refused(job, rf"tiny\.test\.h5: not the test split of .*teacher\.safetensors: {words}")
 
 
 def test_only_the_test_split_is_read(job):
@@ -214,18 +212,19 @@ def test_other_files_are_no_predictions(tmp_path):
 
 def test_a_student_from_scratch_is_measured_alone(job, tmp_path):
     save(tmp_path / "scratch.safetensors", "wrn101", role="teacher", stage="teacher", seed=5)
-    cost = evaluate(**job | {"teacher": None, "best": None, "student": tmp_path / "scratch.safetensors"})
-    found = read_metrics(job["output"])
+    evaluate(**job | {"teacher": None, "best": None, "checkpoints": [tmp_path / "scratch.safetensors"]})
+    found = read_metrics(job["output"] / "metrics.json")
     assert (found.method, found.seed, found.teacher, found.best, found.data_free) == ("scratch", 5, None, None, False)
     assert (found.last.agree1, found.last.lp, found.last.one_minus_js_distance) == (None, None, None)
     assert 0 <= found.last.acc1 <= 100
-    assert set(read_predictions(job["predictions"]).logits) == {"student"}
-    assert cost.teacher_queries == 0
+    assert set(read_predictions(job["output"] / "predictions.h5").logits) == {"student"}
+    assert json.loads((job["output"] / "metrics.cost.json").read_text())["teacher_queries"] == 0
 
 
-def test_a_distilled_student_is_not_measured_without_its_teacher(job):
-    with pytest.raises(UserError, match="was distilled from a teacher"):
-        evaluate(**job | {"teacher": None, "best": None})
+def test_a_distilled_student_can_be_measured_alone(job):
+    evaluate(**job | {"teacher": None, "best": None})
+    found = read_metrics(job["output"] / "metrics.json")
+    assert (found.method, found.data_free, found.teacher, found.last.agree1) == ("dda", True, None, None)
 
 
 def test_a_run_on_real_images_is_not_data_free(job, tmp_path):
@@ -239,5 +238,5 @@ def test_a_run_on_real_images_is_not_data_free(job, tmp_path):
             notes={"transfer_set": "train"},
         )
     evaluate(**job)
-    assert read_metrics(job["output"]).data_free is False
-    assert read_metrics(job["output"]).notes == {"transfer_set": "train"}
+    assert read_metrics(job["output"] / "metrics.json").data_free is False
+    assert read_metrics(job["output"] / "metrics.json").notes == {"transfer_set": "train"}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import spearmanr
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from torchmetrics.functional import kl_divergence
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 from dfkd.evaluation import metrics
 
@@ -60,6 +67,27 @@ def test_accuracy_equals_sklearn(sample):
         assert metrics.accuracy(student, labels, k) == pytest.approx(expected, abs=1e-12)
 
 
+def test_everything_equals_torchmetrics(sample):
+    student, teacher, labels = sample
+    for k in (1, 2, 5):
+        expected = multiclass_accuracy(student.double(), labels, num_classes=10, average="micro", top_k=k)
+        assert metrics.accuracy(student, labels, k) == pytest.approx(100 * float(expected), abs=1e-4)  # it divides in float32
+    expected = multiclass_calibration_error(student.double().softmax(1), labels, num_classes=10, n_bins=15)
+    assert metrics.ece(student, labels) == pytest.approx(float(expected), abs=1e-6)
+    assert metrics.confusion(student, labels) == multiclass_confusion_matrix(student, labels, num_classes=10).tolist()
+    p, q = student.double().softmax(1), teacher.double().softmax(1)
+    divergence = (kl_divergence(p, (p + q) / 2, reduction="none") + kl_divergence(q, (p + q) / 2, reduction="none")) / 2
+    assert torch.allclose(metrics.js_distance(student, teacher), divergence.sqrt(), atol=1e-8)
+
+
+def test_of_equal_logits_the_first_class_counts_as_the_larger():
+    logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    labels = torch.tensor([1, 2])
+    assert [metrics.accuracy(logits, labels, k) for k in (1, 2, 3)] == [0.0, 50.0, 100.0]
+    matrix = metrics.confusion(logits, labels)
+    assert sum(matrix[label][label] for label in range(3)) == 0  # one answer, whichever metric asks
+
+
 def test_accuracy_is_a_ratio_of_counts():
     logits = torch.zeros(50, 3)
     logits[:8, 1] = 1
@@ -99,6 +127,24 @@ def test_ece_by_definition(sample, bins, scale):
             gap = abs(float(correct[within].mean() - confidence[within].mean()))
             expected += gap * int(within.sum()) / len(labels)
     assert metrics.ece(scale * student, labels, bins) == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_bins():
+    logits = logits_of([0.55, 0.45], [0.58, 0.42], [0.87, 0.13], [0.05, 0.95], [0.0, 1.0])
+    found = metrics.calibration_bins(logits, torch.tensor([0, 1, 0, 1, 0]), bins=10)
+    assert found.counts.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 1, 2]  # a confidence of 1 lies in the last bin
+    assert found.accuracy[[5, 8, 9]].tolist() == [0.5, 1.0, 0.5]
+    assert found.confidence[[5, 8, 9]].tolist() == pytest.approx([0.565, 0.87, 0.975])
+    assert found.confidence[0] == found.accuracy[0] == 0
+
+
+def test_rank_correlation_equals_scipy(sample):
+    first = sample[0][:, 0].round()  # many are equal
+    second = sample[1][:, 0]
+    assert metrics.rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+    assert metrics.rank_correlation(second, second.exp()) == pytest.approx(1.0)
+    assert metrics.rank_correlation(second, -second) == pytest.approx(-1.0)
+    assert metrics.rank_correlation(torch.ones(5), torch.arange(5.0)) is None
 
 
 def test_confusion_and_per_class(sample):

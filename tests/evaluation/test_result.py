@@ -13,6 +13,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
 from dfkd.evaluation.formats import MetricsFile, read_metrics, read_result, result_schema
 from dfkd.evaluation.result import collect, show, summarise
+from dfkd.evaluation.show import energy, sum_known
 from dfkd.files import write_json
 
 TEACHER = "t" * 64
@@ -111,7 +112,43 @@ def test_costs_of_shards_and_seeds(job):
     assert cost["init-bank"].per_seed is None
     assert (cost["distill"].jobs, cost["distill"].seconds, cost["distill"].peak_memory) == (3, 30.0, 3 * 2**30)
     assert (cost["distill"].per_seed.seconds, cost["distill"].per_seed.peak_memory) == (10.0, 2 * 2**30)
-    assert cost["teacher"].model_dump() == COST | {"jobs": 1, "per_seed": None}
+    assert cost["teacher"].model_dump() == COST | {"jobs": 1, "per_seed": None, "energy": None}
+
+
+def test_energy_is_the_sum_over_the_jobs_and_null_if_one_was_not_metered(job):
+    for name, joules in (("distill", (30.0, 60.0, 90.0)), ("init-bank", (5.0, None))):
+        for path, value in zip(job["costs"][name], joules, strict=True):
+            write_json(path, json.loads(path.read_text()) | {"energy": value})
+    cost = collect(**job).cost
+    assert (cost["distill"].energy, cost["distill"].per_seed.energy) == (180.0, 60.0)
+    assert cost["init-bank"].energy is None
+    text = shown(job["output"])
+    assert "0.05 Wh" in text
+    assert "0.0167 Wh" in text
+    write_json(job["costs"]["distill"][0], COST | {"energy": "much"})
+    with pytest.raises(UserError, match="not a cost file"):
+        collect(**job)
+
+
+def test_energy_for_people():
+    assert [energy(joules) for joules in (None, 0.0, 3600.0, 1234567.0, 3.6e6, 9e8)] == [
+        "–", "0 Wh", "1 Wh", "343 Wh", "1 kWh", "250 kWh"
+    ]  # fmt: skip
+    assert sum_known([]) is None
+
+
+def test_a_result_of_before_energy_and_the_size_of_the_test_split_is_read(job):
+    collect(**job)
+    content = json.loads(job["output"].read_text())
+    assert content.pop("test_images") == 10
+    for stage in content["cost"].values():
+        for amounts in filter(None, (stage, stage["per_seed"])):
+            amounts.pop("energy")
+    write_json(job["output"], content)
+    old = read_result(job["output"])
+    assert old.test_images is None
+    assert old.cost["distill"].energy is None
+    assert "energy" not in shown(job["output"])
 
 
 def test_only_times_differ_between_two_runs(job, tmp_path):

@@ -31,6 +31,8 @@ def test_answers_are_the_teachers(tree, scores, reference):
     assert np.allclose(scores.columns["confidence"], p.amax(1), atol=1e-6)  # measured, not the random score of the bank
     assert np.allclose(scores.columns["label_probability"], p[range(60), tree.labels], atol=1e-6)
     assert np.allclose(scores.columns["entropy"], torch.distributions.Categorical(p).entropy(), atol=1e-5)
+    assert np.array_equal(scores.top_classes, p.argsort(1, descending=True))  # of three classes all
+    assert np.allclose(scores.top_probabilities, p.sort(1, descending=True).values, atol=1e-6)
     assert np.allclose(scores.features.astype(np.float32), features[-1], rtol=1e-3, atol=1e-3)
 
 
@@ -83,7 +85,8 @@ def test_kept_scores_are_read_if_they_are_of_this_bank_and_teacher(tree, scores,
     assert scores_file(bank) == tmp_path / "init.scores.h5"
     again = scores_of(bank, None, reference)  # the teacher is not needed, and not there
     assert all(np.array_equal(again.columns[name], values) for name, values in scores.columns.items())
-    assert np.array_equal(again.features, scores.features)
+    for name in ("features", "top_classes", "top_probabilities"):
+        assert np.array_equal(getattr(again, name), getattr(scores, name))
     assert (again.teacher, again.all_bn_distance) == (scores.teacher, scores.all_bn_distance)
     first = scores_file(bank).read_bytes()
     write_scores(scores_file(bank), again)

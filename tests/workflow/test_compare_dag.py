@@ -20,9 +20,10 @@ def test_the_comparison_distils_every_method_once_and_shares_the_banks(workflow)
     names = [name for name in METHODS if name not in ALIASES and not METHODS[name].transfer]
     generative = sum(METHODS[name].generator for name in names)
     assert jobs == {
-        "prepare": 1, "teacher": 1, "init_shard": 1, "init_bank": 1, "init_picture": 1, "augment": 1, "variations_picture": 1,
+        "prepare": 1, "teacher": 1, "teacher_report": 1, "init_shard": 1, "init_bank": 1, "init_page": 1, "init_curves": 1,
+        "augment": 1, "variations_page": 1, "variations_curves": 1,
         "distill": len(names) - generative - 1, "distill_generator": generative, "distill_transfer": 1,
-        "evaluate": len(names), "run_pictures": len(names), "result": len(names), "compare": 1,
+        "evaluate": len(names), "run_pictures": len(names), "run_bank_page": len(names), "result": len(names), "compare": 1,
     }  # fmt: skip
     assert sorted(re.findall(r"^Job \d+: Distil .* by (\S+), seed 0$", answers[0][1], re.MULTILINE)) == sorted(names)
     jobs = jobs_in(answers[1][1])

@@ -27,8 +27,9 @@ from snakemake.cli import main
 main()
 """
 JOBS = {
-    "prepare": 1, "teacher": 1, "init_shard": 1, "init_bank": 1, "init_picture": 1, "augment": 1, "variations_picture": 1,
-    "distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1,
+    "prepare": 1, "teacher": 1, "teacher_report": 1, "init_shard": 1, "init_bank": 1, "init_page": 1, "init_curves": 1,
+    "augment": 1, "variations_page": 1, "variations_curves": 1,
+    "distill": 1, "evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1, "default_result": 1,
 }  # fmt: skip
 
 
@@ -63,18 +64,20 @@ def test_the_config_decides_the_jobs(workflow):
     answers = workflow.batch([imported, ["--configfile", "more.yaml", *plan(TARGET)]])
     assert [status for status, _ in answers] == [0, 0]
     assert jobs_in(answers[0][1]) == {"import_teacher": 1, **{name: 1 for name in JOBS if name != "teacher"}}
-    assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, "distill": 3, "evaluate": 3, "run_pictures": 3}
+    per_seed = dict.fromkeys(["distill", "evaluate", "run_pictures", "run_bank_page"], 3)
+    assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, **per_seed}
 
 
 def test_a_method_has_the_jobs_that_it_needs(workflow):
-    below = {"evaluate": 1, "run_pictures": 1, "result": 1}
-    bank = {"init_shard": 1, "init_bank": 1, "init_picture": 1}
+    below = {"evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1}
+    teacher = {"prepare": 1, "teacher": 1, "teacher_report": 1}
+    bank = {"init_shard": 1, "init_bank": 1, "init_page": 1, "init_curves": 1}
     wanted = {
-        "csd": {"prepare": 1, "teacher": 1, **bank, "distill": 1, **below},
-        "dafl": {"prepare": 1, "teacher": 1, "distill_generator": 1, **below},
-        "nayer": {"prepare": 1, "teacher": 1, "distill": 1, **below},
-        "real": {"prepare": 1, "teacher": 1, "distill_transfer": 1, **below},
-        "kd": {"prepare": 1, "teacher": 1, "distill_transfer": 1, **below},
+        "csd": {**teacher, **bank, "distill": 1, **below},
+        "dafl": {**teacher, "distill_generator": 1, **below},
+        "nayer": {**teacher, "distill": 1, **below},
+        "real": {**teacher, "distill_transfer": 1, **below},
+        "kd": {**teacher, "distill_transfer": 1, **below},
     }
     answers = workflow.batch([plan(f"results/{method}/digits_wrn162_wrn161.json") for method in wanted])
     assert [jobs_in(output) for _, output in answers] == list(wanted.values())
@@ -85,7 +88,7 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
     targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in METHODS]
     done = workflow("--cores", "1", "--dry-run", "--printshellcmds", "--", *targets)
     assert done.returncode == 0, done.stdout
-    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (?:DFKD_GPUS=1 )?(.*)$", done.stdout, re.MULTILINE)
+    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (?:DFKD_GPUS=\d )?(.*)$", done.stdout, re.MULTILINE)
     assert len(jobs) == sum(jobs_in(done.stdout).values())
     takers, methods = set(), set()
     for reason, command in jobs:

@@ -1,12 +1,16 @@
 """The whole pipeline for real, at the smallest budget: every stage, its files, and what runs again."""
 
+import html
 import json
+import re
 import shutil
 
 import jsonschema
 import pytest
 import yaml
-from workflow_tools import ENTRY, ROOT, Workflow
+from workflow_tools import ENTRY, PICTURES, ROOT, Workflow
+
+from dfkd.evaluation.picture_names import EVALUATION_PICTURES
 
 TARGET = "results/digits_wrn162_wrn161.json"
 BANK = "results/banks/digits_wrn162/init.lmdb"
@@ -45,7 +49,7 @@ def finished(tmp_path_factory):
     (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump(METHOD))
     workflow = Workflow(folder, folder.parent / "bin", ENTRY)
     jobs = workflow.run(TARGET)
-    assert sum(jobs.values()) == 12
+    assert sum(jobs.values()) == 16
     return workflow
 
 
@@ -75,14 +79,61 @@ def test_the_result_is_valid_and_complete(finished):
 
 def test_every_stage_left_its_files_and_no_checkpoint(finished):
     names = {
-        "data": ["digits.h5", "digits.test.h5"],
-        "results/teachers/digits_wrn162": ["cost.json", "history.csv", "weights.json", "weights.safetensors"],
-        "results/banks/digits_wrn162": ["filter.png", "init.lmdb", "init.png", "rejected.lmdb", "variations.lmdb"],
-        RUN: ["bank.lmdb", "bank.png", "best.safetensors", "confusion.png", "curves.png", "predictions.h5", "student.json"],
+        "data": "digits.h5 digits.test.h5",
+        "results/teachers/digits_wrn162": "cost.json history.csv report.html timing.csv weights.json weights.safetensors",
+        "results/banks/digits_wrn162": "filter.png init.history.csv init.html init.lmdb init.png init.scores.h5 rejected.lmdb "
+        "rejected.scores.h5 variations.history.csv variations.html variations.lmdb variations.scores.h5",
+        RUN: "bank.html bank.lmdb bank.png bank.scores.h5 best.safetensors curves.png predictions.h5 report.html student.json "
+        "timing.csv " + " ".join(PICTURES),
     }
     for folder, wanted in names.items():
-        assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted)
+        assert {path.name for path in (finished.folder / folder).iterdir()} >= set(wanted.split())
     assert not [path for path in (finished.folder / "results" / "checkpoints").rglob("*") if path.is_file()]
+
+
+def embedded(page, name):
+    """A variable of the page that Snakemake's report is."""
+    return json.loads(re.search(rf'<script id="[a-z-]+">\s*var {name} = (.*);\n', page)[1])
+
+
+def test_the_report_has_every_file_in_its_category_with_a_caption(finished):
+    done = finished("--report", "report.html", TARGET)
+    assert done.returncode == 0, done.stdout
+    page = (finished.folder / "report.html").read_text()
+    categories, results = (embedded(page, name) for name in ("categories", "results"))
+    found = {
+        (category, subcategory): sorted(" ".join(results[path]["labels"].values()) for path in paths)
+        for category, inner in categories.items()
+        for subcategory, paths in inner.items()
+    }
+    assert found == {
+        ("Image banks", "digits: wrn162"): [
+            "init curves", "init images", "init page",
+            "variations curves", "variations fidelity filter", "variations images", "variations page",
+        ],
+        ("Result tables", "digits"): ["wrn162 wrn161 dda"],
+        ("Runs", "digits: wrn162 to wrn161"): [
+            *sorted(f"dda 0 {title}" for title in ("curves", "image bank", "images", "report", *EVALUATION_PICTURES.values())),
+        ],
+        ("Teachers", "digits"): ["wrn162 curves", "wrn162 report"],
+    }  # fmt: skip
+    for path, result in results.items():
+        words = re.sub("<[^>]+>", "", result["caption"])
+        assert len(words) > 40, path
+        assert not re.search("[{}]|Undefined|None", words), path
+        if not path.endswith(("init.html", "variations.html", "bank.html")):  # these are opened from their folder, or a zip
+            assert (finished.folder / path).stat().st_size < 1_500_000  # a browser shows no larger page within the report
+    assert "Result tables" in embedded(page, "workflow_desc")
+
+
+def test_a_report_names_the_command_that_snakemake_ran(finished):
+    done = finished("--cores", "1", "--detailed-summary", TARGET)
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    ran = {row[header.index("output_file")]: row[header.index("shellcmd")] for row in rows}
+    for folder, weights in ((RUN, "student"), ("results/teachers/digits_wrn162", "weights")):
+        page = html.unescape((finished.folder / folder / "report.html").read_text())
+        command = ran[f"{folder}/{weights}.safetensors"].partition(" > ")[0]
+        assert f"<pre>{' '.join(command.split())}</pre>" in page
 
 
 def test_a_second_invocation_runs_nothing(finished):
@@ -96,7 +147,7 @@ def test_without_the_training_images_a_changed_parameter_reruns_what_depends_on_
     (workflow.folder / "data" / "digits.h5").unlink()
     before = json.loads((workflow.folder / TARGET).read_text())
     jobs = workflow.run(TARGET, config=["methods={dda: {defaults: {kd_steps: 3}}}"])
-    assert jobs == {"distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1}
+    assert jobs == {"distill": 1, "evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1, "default_result": 1}
     after = json.loads((workflow.folder / TARGET).read_text())
     assert after["cost"]["distill"]["optimiser_steps"] > before["cost"]["distill"]["optimiser_steps"]
     assert after["provenance"]["config_hash"] != before["provenance"]["config_hash"]
@@ -111,7 +162,8 @@ def test_methods_without_banks_and_the_control_on_real_images(finished, tmp_path
         path = workflow.folder / "config" / "methods" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"defaults": settings}))
     jobs = workflow.run("results/dafl/digits_wrn162_wrn161.json", "results/real/digits_wrn162_wrn161.json")
-    assert jobs == {"distill_generator": 1, "distill_transfer": 1, "evaluate": 2, "run_pictures": 2, "result": 2}
+    below = dict.fromkeys(["evaluate", "run_pictures", "run_bank_page", "result"], 2)
+    assert jobs == {"distill_generator": 1, "distill_transfer": 1, **below}
     for method, data_free in (("dafl", True), ("real", False)):
         result = json.loads((workflow.folder / "results" / method / "digits_wrn162_wrn161.json").read_text())
         jsonschema.validate(result, json.loads((ROOT / "workflow" / "schemas" / "result.schema.json").read_text()))
@@ -130,7 +182,7 @@ def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
     (workflow.folder / "config" / "methods" / "kd.yaml").write_text(yaml.safe_dump({"defaults": small}))
     changes = ["teacher={overrides: {digits_wrn161: {epochs: 2}}}"]
     jobs = workflow.run("results/scratch/digits_wrn161.json", "results/kd/digits_wrn162_wrn161.json", config=changes)
-    below = {"evaluate": 1, "run_pictures": 1, "result": 1}
+    below = {"evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1}
     assert jobs == {
         "scratch": 1,
         "evaluate_scratch": 1,
@@ -154,4 +206,5 @@ def test_a_student_from_scratch_and_one_on_the_bank(finished, tmp_path):
 def test_any_number_of_shards_gives_the_same_bank(finished, tmp_path):
     workflow = copy_of(finished, tmp_path)
     assert workflow.run(BANK, config=["scatter=4"]) == {"init_shard": 4, "init_bank": 1}
-    assert (workflow.folder / BANK).read_bytes() == (finished.folder / BANK).read_bytes()
+    for path in (BANK, BANK.replace("lmdb", "history.csv")):
+        assert (workflow.folder / path).read_bytes() == (finished.folder / path).read_bytes()

@@ -12,7 +12,7 @@ register_model("mynet", "mine_net:net")
 register_source("npz", "mine_source:read")
 """
 TARGETS = ("results/mine/toy_wrn162_mynet.json", "results/mine/toy_wrn162_wrn161.json")
-RESULT = ("distill", "evaluate", "run_pictures", "result")
+RESULT = ("distill", "evaluate", "run_pictures", "run_bank_page", "result")
 NOTES = 'import os\nfrom pathlib import Path\nPath("passed.txt").write_text(os.environ["DFKD_PLUGINS"])\n'
 
 
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
     for name in ("method", "net", "source"):
         (folder / f"own/mine_{name}.py").write_text("import torch\n")
     workflow = Workflow(folder, folder.parent / "bin", STUB + NOTES)
-    assert workflow.run(*TARGETS) == {"prepare": 1, "teacher": 1, **dict.fromkeys(RESULT, 2)}
+    assert workflow.run(*TARGETS) == {"prepare": 1, "teacher": 1, "teacher_report": 1, **dict.fromkeys(RESULT, 2)}
     return workflow
 
 
@@ -39,7 +39,7 @@ def test_the_stages_are_given_the_plugins(finished):
 
 
 def test_a_change_of_code_reruns_the_jobs_of_its_names(finished):
-    everything = {"prepare": 1, "teacher": 1, **dict.fromkeys(RESULT, 2)}
+    everything = {"prepare": 1, "teacher": 1, "teacher_report": 1, **dict.fromkeys(RESULT, 2)}
     expected = {
         "own/mine_method.py": dict.fromkeys(RESULT, 2),
         "own/mine_net.py": dict.fromkeys(RESULT, 1),

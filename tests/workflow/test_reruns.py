@@ -6,9 +6,10 @@ import pytest
 from workflow_tools import STUB, Workflow, jobs_in, plan
 
 TARGETS = ("results/digits_wrn162_wrn161.json", "results/cifar10_wrn402_wrn161.json")
-BELOW_DISTILL = {"distill": 1, "evaluate": 1, "run_pictures": 1, "result": 1, "default_result": 1}
-BELOW_BANK = {"augment": 1, "variations_picture": 1, **BELOW_DISTILL}
-BELOW_TEACHER = {"init_shard": 1, "init_bank": 1, "init_picture": 1, **BELOW_BANK}
+BELOW_DISTILL = {"distill": 1, "evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1, "default_result": 1}
+BELOW_BANK = {"augment": 1, "variations_page": 1, "variations_curves": 1, **BELOW_DISTILL}
+BELOW_INIT = {"init_shard": 1, "init_bank": 1, "init_page": 1, "init_curves": 1, **BELOW_BANK}
+BELOW_TEACHER = {"teacher_report": 1, **BELOW_INIT}
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,12 @@ def test_a_second_invocation_runs_nothing(finished):
 CHANGES = {
     "datasets={digits: {crop_padding: 3}}": {"prepare": 1, "teacher": 1, **BELOW_TEACHER},
     "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, **BELOW_TEACHER},
-    "init_bank={overrides: {digits_wrn162: {steps: 2100}}}": BELOW_TEACHER,
+    "init_bank={overrides: {digits_wrn162: {steps: 2100}}}": BELOW_INIT,
     "augment={overrides: {digits: {threshold: 0.123}}}": BELOW_BANK,
     "methods={dda: {overrides: {digits_wrn162_wrn161: {epochs: 2100}}}}": BELOW_DISTILL,
-    "evaluate={overrides: {digits: {ece_bins: 21}}}": {key: 1 for key in BELOW_DISTILL if key != "distill"},
+    "evaluate={overrides: {digits: {ece_bins: 21}}}": {
+        key: 1 for key in BELOW_DISTILL if key not in ("distill", "run_bank_page")
+    },
     "seeds=[0,1]": dict.fromkeys(BELOW_DISTILL, 2),
     "teacher={overrides: {svhn: {epochs: 2100}}}": {},
 }
@@ -62,20 +65,26 @@ def test_nothing_below_the_teacher_takes_the_training_split(finished):
     assert {path.split("/")[2] for path in readers["teacher"]} == {"digits_wrn162", "cifar10_wrn402"}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
     assert {call.split()[0] for call in calls if training.search(call)} == {"prepare", "teacher"}
-    assert len(calls) == 2 * 11  # prepare … result, a picture of each bank, one command for those of a run
+    assert len(calls) == 2 * 15  # prepare … result, page and curves of each bank, reports of teacher and run
 
 
 def test_a_method_without_banks_does_not_depend_on_their_settings(finished):
     targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in ("dafl", "real")]
     jobs = finished.run(*targets)
-    below = {"evaluate": 2, "run_pictures": 2, "result": 2}
+    below = {"evaluate": 2, "run_pictures": 2, "run_bank_page": 2, "result": 2}
     assert jobs == {"distill_generator": 1, "distill_transfer": 1, **below}
     changes = {
         "init_bank={overrides: {digits: {steps: 2100}}}": {},
         "augment={overrides: {digits: {threshold: 0.123}}}": {},
         "methods={dda: {overrides: {digits: {epochs: 2100}}}}": {},
         "methods={dafl: {overrides: {digits: {epochs: 2100}}}}": {"distill_generator": 1, **dict.fromkeys(below, 1)},
-        "teacher={overrides: {digits: {epochs: 2100}}}": {"teacher": 1, "distill_generator": 1, "distill_transfer": 1, **below},
+        "teacher={overrides: {digits: {epochs: 2100}}}": {
+            "teacher": 1,
+            "teacher_report": 1,
+            "distill_generator": 1,
+            "distill_transfer": 1,
+            **below,
+        },
     }
     answers = finished.batch([plan(*targets, config=[change]) for change in changes])
     assert {change: jobs_in(output) for change, (_, output) in zip(changes, answers, strict=True)} == changes

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dfkd.evaluation.picture_names import EVALUATION_PICTURES
 from dfkd.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = [f"{name}.png" for name in EVALUATION_PICTURES]
 
 # `dfkd` of this checkout, whatever is installed.
 ENTRY = f"""#!{sys.executable}
@@ -27,19 +29,25 @@ words = sys.argv[1:]
 if words[0] == "distill" and Path("fail").exists():
     sys.exit("dfkd: told to fail.")
 after = {{option: value for option, value in zip(words, words[1:])}}
-output = Path(after["-o"] if "-o" in after else words[2] + "/curves.png")
+output = Path(after["-o"] if "-o" in after else words[-1] + "/curves.png")
+if words[0] == "evaluate":
+    output /= "metrics.json"
 beside = {{
-    "teacher": [output.stem + ".json", "history.csv", "cost.json"],
-    "init-bank": [output.stem + ".cost.json"],
-    "augment": ["variations.cost.json"],
-    "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "cost.json"],
-    "evaluate": ["metrics.cost.json"],
-    "plot": ["confusion.png", "bank.png"],
+    "teacher": [output.stem + ".json", "history.csv", "timing.csv", "cost.json"],
+    "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
+    "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
+    "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
+    "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
+    "plot": ["bank.png", "report.html", "summary.html"],
+    "report": ["report.html", "summary.html"],
 }}
 if after.get("--method") in {sorted(name for name, method in METHODS.items() if method.generator)}:
     beside["distill"] += ["generator.safetensors", "generator.json"]
+if words[:2] == ["bank", "page"]:
+    beside["bank"] = [output.stem + ".scores.h5", *(["rejected.scores.h5"] if output.stem == "variations" else [])]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
-paths += [Path(after[option]) for option in ("--test-output", "--rejected", "--plot", "--predictions") if option in after]
+options = ("--test-output", "--rejected", "--plot", "--page", "--grid")
+paths += [Path(after[option]) for option in options if option in after]
 for path in paths:
     path.write_text(" ".join(words))
 with open("calls.txt", "a") as calls:

@@ -47,11 +47,20 @@ def command_line():
 
 def share_gpus():
     """Have the jobs of this machine take GPUs of their own. A batch system hands them out itself."""
+    os.environ[gpus.COUNT] = (
+        "0"  # of a rule that asks for none; the others say how many in their commands
+    )
     if TYPED and TYPED.executor in (None, "local"):
         folder = Path(tempfile.gettempdir()) / f"dfkd-gpus-{os.getuid()}"
         os.environ.setdefault(gpus.FOLDER, str(folder))
     elif TYPED:
         os.environ.pop(gpus.FOLDER, None)
+
+
+def page_gpus():
+    """How many GPUs a bank's page asks for: none on a machine without, where pages are then made beside a stage."""
+    elsewhere = TYPED and TYPED.executor not in (None, "local")
+    return 1 if elsewhere or gpus.visible_gpus() else 0
 
 
 def pass_plugins_on():
@@ -218,6 +227,25 @@ def image_options(wildcards, input):
     return [*banks, *(word for path in outside for word in ("--data", path))]
 
 
+def evaluation_pictures(folder, pair, method):
+    """Outputs of an evaluation: its pictures in a run's folder, each with its place in the report."""
+    return {
+        name: report(
+            f"{folder}/{name}.png",
+            caption=f"../report/{name}.rst",
+            category="Runs",
+            subcategory=pair,
+            labels={"method": method, "seed": "{seed}", "file": title},
+        )
+        for name, title in EVALUATION_PICTURES.items()
+    }
+
+
+def bank_options(wildcards, input):
+    """`--bank` for each bank that the run started from, and for its own."""
+    return [word for bank in [*input.banks, input.bank] for word in ("--bank", bank)]
+
+
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 
@@ -271,9 +299,17 @@ def bank_costs(wildcards):
 
 
 def bank_pictures(wildcards):
-    """The pictures of the banks that the method starts from."""
+    """The pictures and pages of the banks that the method starts from."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
-    names = {"init": ["init.png"], "variations": ["variations.png", "filter.png"]}
+    names = {
+        "init": ["init.html", "init.png", "init.curves.png"],
+        "variations": [
+            "variations.html",
+            "variations.png",
+            "variations.curves.png",
+            "filter.png",
+        ],
+    }
     return [f"{folder}/{name}" for bank in own_banks(wildcards) for name in names[bank]]
 
 

@@ -11,6 +11,7 @@ rule distill:
         best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
     log:
         "logs/distill/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
@@ -53,6 +54,7 @@ use rule distill as distill_generator with:
         best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
         generator="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/generator.safetensors",
         generator_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/generator.json",

@@ -7,7 +7,14 @@ rule evaluate:
         best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
         best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
         test="data/{dataset}.test.h5",
+        banks=method_banks,
+        bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
+        **evaluation_pictures(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}",
+            "{dataset}: {teacher} to {student}",
+            "{method}",
+        ),
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/predictions.h5",
@@ -17,7 +24,7 @@ rule evaluate:
         "results/benchmarks/evaluate/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: 4
+    threads: 1  # imports and drawing, most of it on a small data set, take no more; other jobs run beside it
     resources:
         mem_mb=8000,
         runtime=60,
@@ -25,60 +32,51 @@ rule evaluate:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
+        banks=bank_options,
     message:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"
     shell:
         "DFKD_GPUS={resources.gpu} "
-        "dfkd evaluate --teacher {input.teacher:q} --student {input.student:q} --best {input.best:q} "
-        "--test {input.test:q} --settings {params.settings:q} -o {output.metrics:q} "
-        "--predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --teacher {input.teacher:q} --best {input.best:q} --test {input.test:q} "
+        "{params.banks:q} --settings {params.settings:q} -o {params.folder:q} > {log:q} 2>&1"
 
 
 rule run_pictures:
     input:
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
+        timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
+        cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
         metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
+        pictures=expand(
+            "results/runs/{{method}}/{{dataset}}_{{teacher}}_{{student}}/seed{{seed}}/{name}.png",
+            name=EVALUATION_PICTURES,
+        ),
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
+        summary=report(
+            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/summary.html",
+            caption="../report/run.rst",
+            category="Runs",
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "report"},
+        ),
+        page="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/report.html",
         curves=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/curves.png",
             caption="../report/curves.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "curves",
-            },
-        ),
-        confusion=report(
-            "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "confusion matrices",
-            },
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "curves"},
         ),
         bank=report(
             "results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.png",
             caption="../report/bank.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "teacher": "{teacher}",
-                "student": "{student}",
-                "method": "{method}",
-                "seed": "{seed}",
-                "picture": "own bank",
-            },
+            subcategory="{dataset}: {teacher} to {student}",
+            labels={"method": "{method}", "seed": "{seed}", "file": "images"},
         ),
     log:
         "logs/run_pictures/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
@@ -93,7 +91,7 @@ rule run_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves, confusion matrices and own bank of {wildcards.student} ({wildcards.dataset}), "
+        "Report {wildcards.student} ({wildcards.dataset}) by {wildcards.method}: curves, own bank, page, "
         "seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
@@ -113,12 +111,15 @@ rule result:
         bank_costs=bank_costs,
         test="data/{dataset}.test.h5",
         bank_pictures=bank_pictures,
-        pictures=per_seed("curves.png", "confusion.png", "bank.png"),
+        bank_pages=per_seed("bank.html"),
+        pictures=per_seed("report.html", "curves.png", "bank.png"),
+        teacher_report="results/teachers/{dataset}_{teacher}/report.html",
     output:
-        result=report(
-            "results/{method}/{dataset}_{teacher}_{student}.json",
+        result="results/{method}/{dataset}_{teacher}_{student}.json",
+        page=report(
+            "results/{method}/{dataset}_{teacher}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
             labels={
                 "teacher": "{teacher}",
@@ -146,7 +147,8 @@ rule result:
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --teacher {wildcards.teacher:q} "
         "--student {wildcards.student:q} --method {wildcards.method:q} "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} "
+        "--page {output.page:q} > {log:q} 2>&1"
 
 
 rule default_result:

@@ -6,6 +6,7 @@ rule scratch:
         weights="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
         card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
     log:
         "logs/scratch/{dataset}_{student}_seed{seed}.log",
@@ -36,6 +37,11 @@ rule evaluate_scratch:
         student_card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         test="data/{dataset}.test.h5",
     output:
+        **evaluation_pictures(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}",
+            "{dataset}: {student} from scratch",
+            "scratch",
+        ),
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
         cost="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.cost.json",
         predictions="results/runs/scratch/{dataset}_{student}/seed{seed}/predictions.h5",
@@ -45,7 +51,7 @@ rule evaluate_scratch:
         "results/benchmarks/evaluate_scratch/{dataset}_{student}_seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: 4
+    threads: 1  # imports and drawing, most of it on a small data set, take no more; other jobs run beside it
     resources:
         mem_mb=8000,
         runtime=60,
@@ -53,42 +59,41 @@ rule evaluate_scratch:
     params:
         settings=settings_of("evaluate"),
         version=version_of("evaluate"),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "DFKD_GPUS={resources.gpu} "
-        "dfkd evaluate --student {input.student:q} --test {input.test:q} --settings {params.settings:q} "
-        "-o {output.metrics:q} --predictions {output.predictions:q} > {log:q} 2>&1"
+        "dfkd evaluate {input.student:q} --test {input.test:q} --settings {params.settings:q} "
+        "-o {params.folder:q} > {log:q} 2>&1"
 
 
 rule scratch_pictures:
     input:
+        card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         history="results/runs/scratch/{dataset}_{student}/seed{seed}/history.csv",
+        timing="results/runs/scratch/{dataset}_{student}/seed{seed}/timing.csv",
+        cost="results/runs/scratch/{dataset}_{student}/seed{seed}/cost.json",
         metrics="results/runs/scratch/{dataset}_{student}/seed{seed}/metrics.json",
+        pictures=expand(
+            "results/runs/scratch/{{dataset}}_{{student}}/seed{{seed}}/{name}.png",
+            name=EVALUATION_PICTURES,
+        ),
     output:
+        summary=report(
+            "results/runs/scratch/{dataset}_{student}/seed{seed}/summary.html",
+            caption="../report/run.rst",
+            category="Runs",
+            subcategory="{dataset}: {student} from scratch",
+            labels={"method": "scratch", "seed": "{seed}", "file": "report"},
+        ),
+        page="results/runs/scratch/{dataset}_{student}/seed{seed}/report.html",
         curves=report(
             "results/runs/scratch/{dataset}_{student}/seed{seed}/curves.png",
             caption="../report/curves.rst",
             category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "student": "{student}",
-                "method": "scratch",
-                "seed": "{seed}",
-                "picture": "curves",
-            },
-        ),
-        confusion=report(
-            "results/runs/scratch/{dataset}_{student}/seed{seed}/confusion.png",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{dataset}",
-            labels={
-                "student": "{student}",
-                "method": "scratch",
-                "seed": "{seed}",
-                "picture": "confusion matrix",
-            },
+            subcategory="{dataset}: {student} from scratch",
+            labels={"method": "scratch", "seed": "{seed}", "file": "curves"},
         ),
     log:
         "logs/scratch_pictures/{dataset}_{student}_seed{seed}.log",
@@ -103,7 +108,7 @@ rule scratch_pictures:
     params:
         folder=subpath(output.curves, parent=True),
     message:
-        "Draw curves and confusion matrix of {wildcards.student} from scratch, seed {wildcards.seed}"
+        "Report {wildcards.student} from scratch: curves, page, seed {wildcards.seed}"
     shell:
         "dfkd plot run {params.folder:q} > {log:q} 2>&1"
 
@@ -114,15 +119,20 @@ rule result_scratch:
         costs=per_scratch_seed("cost.json"),
         evaluate_costs=per_scratch_seed("metrics.cost.json"),
         students=per_scratch_seed("student.safetensors"),
-        pictures=per_scratch_seed("curves.png", "confusion.png"),
+        pictures=per_scratch_seed("report.html", "curves.png"),
         test="data/{dataset}.test.h5",
     output:
-        result=report(
-            "results/scratch/{dataset}_{student}.json",
+        result="results/scratch/{dataset}_{student}.json",
+        page=report(
+            "results/scratch/{dataset}_{student}.html",
             caption="../report/result.rst",
-            category="Results",
+            category="Result tables",
             subcategory="{dataset}",
-            labels={"student": "{student}", "method": "scratch"},
+            labels={
+                "teacher": "none",
+                "student": "{student}",
+                "method": "scratch",
+            },
         ),
     log:
         "logs/result_scratch/{dataset}_{student}.log",
@@ -142,4 +152,5 @@ rule result_scratch:
         "Write the result of {wildcards.student} from scratch on {wildcards.dataset}"
     shell:
         "dfkd result --dataset {wildcards.dataset:q} --student {wildcards.student:q} --method scratch "
-        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} > {log:q} 2>&1"
+        "{params.options:q} --config-hash {params.config_hash:q} -o {output.result:q} "
+        "--page {output.page:q} > {log:q} 2>&1"

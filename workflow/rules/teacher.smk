@@ -5,6 +5,7 @@ rule teacher:
         weights="results/teachers/{dataset}_{teacher}/weights.safetensors",
         card="results/teachers/{dataset}_{teacher}/weights.json",
         history="results/teachers/{dataset}_{teacher}/history.csv",
+        timing="results/teachers/{dataset}_{teacher}/timing.csv",
         cost="results/teachers/{dataset}_{teacher}/cost.json",
     log:
         "logs/teacher/{dataset}_{teacher}.log",
@@ -37,6 +38,7 @@ rule import_teacher:
         weights="results/teachers/{pair}/weights.safetensors",
         card="results/teachers/{pair}/weights.json",
         history="results/teachers/{pair}/history.csv",
+        timing="results/teachers/{pair}/timing.csv",
         cost="results/teachers/{pair}/cost.json",
     log:
         "logs/import_teacher/{pair}.log",
@@ -62,3 +64,43 @@ rule import_teacher:
 
 
 ruleorder: import_teacher > teacher
+
+
+rule teacher_report:
+    input:
+        card="results/teachers/{dataset}_{teacher}/weights.json",
+        history="results/teachers/{dataset}_{teacher}/history.csv",
+        timing="results/teachers/{dataset}_{teacher}/timing.csv",
+        cost="results/teachers/{dataset}_{teacher}/cost.json",
+    output:
+        page="results/teachers/{dataset}_{teacher}/report.html",
+        summary=report(
+            "results/teachers/{dataset}_{teacher}/summary.html",
+            caption="../report/teacher.rst",
+            category="Teachers",
+            subcategory="{dataset}",
+            labels={"teacher": "{teacher}", "file": "report"},
+        ),
+        curves=report(
+            "results/teachers/{dataset}_{teacher}/curves.png",
+            caption="../report/teacher_curves.rst",
+            category="Teachers",
+            subcategory="{dataset}",
+            labels={"teacher": "{teacher}", "file": "curves"},
+        ),
+    log:
+        "logs/teacher_report/{dataset}_{teacher}.log",
+    benchmark:
+        "results/benchmarks/teacher_report/{dataset}_{teacher}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        folder=subpath(output.page, parent=True),
+    message:
+        "Report the teacher {wildcards.teacher} ({wildcards.dataset})"
+    shell:
+        "dfkd report {params.folder:q} > {log:q} 2>&1"
