@@ -34,10 +34,11 @@ browser:
 	{ apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
 
-# Jobs that are killed, run out of time or memory and lose their node. The list of jobs: test-artefacts/slurm_jobs.md.
+# Jobs that are killed, run out of time or memory and lose their node; artefacts in S3 meanwhile, since SLURM's jobs mostly wait.
+# The list of jobs: test-artefacts/slurm_jobs.md.
 test-cluster: export OMP_NUM_THREADS = 1
 test-cluster: $(READY) slurm
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest -n 2 --dist loadfile tests/cluster
 
 slurm: $(READY)
 	@if [ "$$(id -u)" = 0 ] && ! command -v slurmctld > /dev/null && command -v apt-get > /dev/null; then \

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import shutil
 import sys
 import tempfile
@@ -37,8 +39,16 @@ def cluster(artefacts):
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory):
-    """A folder in which the targets were made by this machine, undisturbed."""
-    workflow = digits.workflow_in(tmp_path_factory.mktemp("local") / "work")
-    done = workflow("--cores", "2", *digits.SET_THREADS, "--", digits.RESULT, digits.SCRATCH)
-    assert done.returncode == 0, done.stdout
-    return workflow.folder
+    """A folder in which the targets were made by this machine, undisturbed: once, for all processes of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "local"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = shared / "work"
+        if not folder.exists():
+            workflow = digits.workflow_in(folder)
+            done = workflow("--cores", "2", *digits.SET_THREADS, "--", digits.RESULT, digits.SCRATCH)
+            assert done.returncode == 0, done.stdout
+    assert (folder / digits.SCRATCH).exists(), "the local run failed in another process of the tests"
+    return folder

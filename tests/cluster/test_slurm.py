@@ -145,7 +145,7 @@ def test_the_results_are_those_of_the_local_run(disturbed, local):
 def test_what_cannot_be_made_is_reported_and_the_rest_is_made(disturbed, tmp_path):
     workflow = disturbed.workflow
     (workflow.folder / "broken-teacher-told161").write_text("1")
-    more = OVERLAY | {"retries": 0, "set-resources": {"distill": {"gpu": 3}}}  # there are two
+    more = OVERLAY | {"retries": 0, "set-resources": {"distill": {"mem_mb": 200000}}}  # the node has 128 GB
     broken, fine = (f"results/runs/scratch/digits_{name}/seed1/student.json" for name in ("told161", "told162"))
     refused = f"results/runs/dda/{PAIR}/seed1/student.json"
     with Submission(workflow, profile(tmp_path / "profile", more), broken, fine, refused) as run:

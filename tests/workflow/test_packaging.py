@@ -72,7 +72,7 @@ def test_make_installs_once_and_before_what_it_runs(tmp_path):
     programs = [Path(line.split()[0]).name for line in again]
     assert programs == ["ruff", "ruff", "mypy", "snakefmt", "snakemake", "pytest"]
     assert again == first[-6:]
-    assert make("test-cluster")[-1].endswith("pytest tests/cluster")
+    assert make("test-cluster")[-1].endswith("pytest -n 2 --dist loadfile tests/cluster")
     run = make("run")
     assert [line.split(maxsplit=1)[1] for line in run] == [
         "--cores all results/digits_wrn162_wrn161.json",
