@@ -15,6 +15,7 @@ from benchmarks.table import Row, Section
 from benchmarks.timing import Clock
 from benchmarks.variants import set_switches
 from dfkd.datasets.views import normalise, random_views, to_unit
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
@@ -118,16 +119,18 @@ def measure_method(method: str, options: Options, runtime: Runtime, before: floa
     objective.begin_epoch(epoch, 1e-3)
     store = ImageStore(len(images), INFO.shape, runtime)
     store.append(images, labels)
+    objective.begin(store)
     order = ShuffledPasses(len(images), settings.batch_size, "benchmark")
     numbers: Iterator[int] = iter(range(10**9))
 
     def student_step() -> None:
         if isinstance(synthesizer, FreshSynthesizer):
-            objective.step(runtime.images(synthesizer.batch(settings.batch_size)), torch.empty(0, dtype=torch.int64))
+            images = runtime.images(synthesizer.batch(settings.batch_size))
+            objective.step(Batch(images, torch.empty(0, dtype=torch.int64)))
             return
         index = order.batch(next(numbers)).to(runtime.device)
         views = normalise(to_unit(random_views(store.images[index], INFO)), INFO)
-        objective.step(runtime.images(views), store.labels[index])
+        objective.step(Batch(runtime.images(views), store.labels[index], index))
 
     student = seconds(student_step, runtime.device, options.steps)
     syntheses = count_syntheses(settings)

@@ -18,6 +18,7 @@ from benchmarks.timing import Clock, Variant, first_call, take_turns
 from benchmarks.variants import ORIGINAL, runtimes, set_switches, step_rows
 from dfkd.datasets.views import normalise, random_views, to_unit
 from dfkd.distillation.csd import CSDObjective
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.methods import DDASettings
 from dfkd.runtime import Runtime, seed_everything
@@ -45,7 +46,7 @@ def ours(
         for step in range(steps):
             index = order.batch(step).to(runtime.device)
             views = random_views(store.images[index], INFO)
-            objective.step(runtime.images(normalise(to_unit(views), INFO)), store.labels[index])
+            objective.step(Batch(runtime.images(normalise(to_unit(views), INFO)), store.labels[index], index))
             clock.mark()
 
     return run

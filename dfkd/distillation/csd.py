@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import rotations
-from dfkd.distillation.objective import Objective
+from dfkd.distillation.objective import Batch, Objective
 from dfkd.methods import CSDSettings
 from dfkd.models.generators import reset_n02
 from dfkd.runtime import Runtime
@@ -71,6 +71,7 @@ class CSDObjective(Objective):
     terms = ("loss", "kd", "ce", "feature", "head")
     optimiser_steps = 2  # student and head
     needs_labels = True
+    needs_features = True
     settings: CSDSettings
 
     def __init__(
@@ -88,16 +89,16 @@ class CSDObjective(Objective):
         )
         self._head_features = runtime.compiled(self.rotated_features)
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted sum and the unweighted terms of the student's step."""
         with torch.no_grad(), self.runtime.autocast():
-            teacher_logits, teacher_features = self.teacher(images, return_features=True)
+            teacher_logits, teacher_features = self.teacher(batch.images, return_features=True)
         with self.runtime.autocast():
-            logits, features = self.student(images, return_features=True)
+            logits, features = self.student(batch.images, return_features=True)
             target = teacher_features[-2]
             aligned = self.aligner(features[-2], target.shape[2:])
         kd = kl_divergence(logits, teacher_logits, self.settings.temperature)
-        ce = F.cross_entropy(logits.float(), labels)
+        ce = F.cross_entropy(logits.float(), batch.labels)
         feature = F.mse_loss(aligned.float(), target.float())
         loss = self.settings.kd * kd + self.settings.ce * ce + self.settings.feature * feature
         return {"loss": loss, "kd": kd, "ce": ce, "feature": feature}
@@ -117,13 +118,13 @@ class CSDObjective(Objective):
         super().begin_epoch(epoch, rate)
         reset_n02(self.head)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def step(self, batch: Batch) -> torch.Tensor:
         """One student step and one head step; returns the terms, detached."""
-        terms = super().step(images, labels)
+        terms = super().step(batch)
         self.student.eval()
         with torch.no_grad(), self.runtime.autocast():
-            features = self._head_features(images)
-        head = F.cross_entropy(self.head(features.float()), rotation_labels(labels))
+            features = self._head_features(batch.images)
+        head = F.cross_entropy(self.head(features.float()), rotation_labels(batch.labels))
         self.head_optimiser.zero_grad()
         head.backward()
         self.head_optimiser.step()

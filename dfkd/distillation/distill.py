@@ -116,18 +116,19 @@ def distill(
         own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
         store = ImageStore(there + own, info.shape, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
+        if given:
+            store.append(*given)
+        for reader in readers.values():
+            store.append_bank(reader)
+        objective.begin(store)
         if state:
             run.load_state(state["run"])
             history.load_state(state)
             examination.best = state["best"]
         else:
             bank.truncate(0)
-        if given:
-            store.append(*given)
-        for reader in (*readers.values(), *([] if fresh else [bank.reader()])):
-            if len(reader):
-                arrays = reader.load()
-                store.append(arrays.images, arrays.labels)
+        if not fresh:
+            store.append_bank(bank.reader())
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):

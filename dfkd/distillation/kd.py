@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn import functional as F
 
-from dfkd.distillation.objective import Objective
+from dfkd.distillation.objective import Batch, Objective
 from dfkd.synthesis.priors import kl_divergence
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class KD(Objective):
 
     terms: ClassVar[tuple[str, ...]] = ("loss",)
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The imitation loss."""
-        answers = self.teacher_answers(images)
+        answers = self.teacher_answers(batch)
         with self.runtime.autocast():
-            logits = self.student(images)
+            logits = self.student(batch.images)
         return {"loss": imitation(logits, answers, self.settings)}
 
 
@@ -42,11 +42,11 @@ class VanillaKD(KD):
     terms: ClassVar[tuple[str, ...]] = ("loss", "kd", "ce")
     settings: KDSettings
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The sum and its two terms; `ce` is 0 where beta is."""
-        answers = self.teacher_answers(images)
+        answers = self.teacher_answers(batch)
         with self.runtime.autocast():
-            logits = self.student(images)
+            logits = self.student(batch.images)
         kd = imitation(logits, answers, self.settings)
-        ce = F.cross_entropy(logits.float(), labels) if self.settings.beta else torch.zeros_like(kd)
+        ce = F.cross_entropy(logits.float(), batch.labels) if self.settings.beta else torch.zeros_like(kd)
         return {"loss": self.settings.alpha * kd + self.settings.beta * ce, "kd": kd, "ce": ce}

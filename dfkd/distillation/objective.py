@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +12,17 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.runtime import Runtime
 
 if TYPE_CHECKING:
+    from dfkd.distillation.store import ImageStore
     from dfkd.methods import MethodSettings
+
+
+class Batch(NamedTuple):
+    """What a student step sees."""
+
+    images: torch.Tensor  # normalised [B,C,H,W]
+    labels: torch.Tensor  # int64 [B]; -1 for an image that has none, [0] for a batch that has none
+    rows: torch.Tensor | None = None  # int64 [B]: which rows of the store these are views of; None for fresh images
+    answers: torch.Tensor | None = None  # the teacher's logits [B,K], where they are known already
 
 
 class Objective(ABC):
@@ -25,6 +35,7 @@ class Objective(ABC):
     terms: ClassVar[tuple[str, ...]]  # names of the losses, in order; the first is `loss`, the sum that is minimised
     optimiser_steps: ClassVar[int] = 1  # that one `step` takes
     needs_labels: ClassVar[bool] = False  # takes part in nothing that has no labels
+    needs_features: ClassVar[bool] = False  # asks the teacher for more than its logits
 
     def __init__(
         self,
@@ -46,27 +57,33 @@ class Objective(ABC):
         self._losses = runtime.compiled(self.losses)
 
     @abstractmethod
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The terms of a batch of normalised images [B,C,H,W] with labels [B], as scalars, `loss` first."""
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The terms of a batch, as scalars, `loss` first."""
+
+    def begin(self, store: ImageStore) -> None:
+        """Called once, when the images that were given lie in the store and before a state is loaded."""
+        self.store = store
 
     def begin_epoch(self, epoch: int, rate: float) -> None:
         """Set the student's rate. Called before the first student step of an epoch (counted from 0), after its synthesis."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One student step on a batch of normalised images [B,C,H,W]; returns the terms [len(terms)], detached."""
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One student step; returns the terms [len(terms)], detached."""
         self.student.train()
-        losses = self._losses(images, labels)
+        losses = self._losses(batch)
         self.optimiser.zero_grad()
         losses["loss"].backward()
         self.optimiser.step()
         return torch.stack([value.detach() for value in losses.values()])
 
-    def teacher_answers(self, images: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits [B,K], without a graph."""
+    def teacher_answers(self, batch: Batch) -> torch.Tensor:
+        """The teacher's logits [B,K], without a graph: those that the batch carries, or its own."""
+        if batch.answers is not None:
+            return batch.answers
         with torch.no_grad(), self.runtime.autocast():
-            return self.teacher(images)
+            return self.teacher(batch.images)
 
     def parts(self) -> dict[str, Any]:
         """All that a resumed run needs, as objects with `state_dict` and `load_state_dict`."""

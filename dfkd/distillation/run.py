@@ -11,7 +11,7 @@ from torch import nn
 
 from dfkd.bank.writer import BankWriter
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
-from dfkd.distillation.objective import Objective
+from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
 from dfkd.errors import UserError
@@ -90,25 +90,25 @@ class Run:
         """One student step, on a batch of the store or on fresh images."""
         size = self.settings.batch_size
         if isinstance(self.synthesizer, FreshSynthesizer):
-            images, labels = self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64)
+            batch = Batch(self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64))
             self.cost.images += size
             if turn.last:
-                self.shown = to_bytes(denormalise(images[:SHOWN], self.info))
+                self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))
         else:
-            images, labels = self._stored(turn, size)
-        self.sums += self.objective.step(self.runtime.images(images), labels)
+            batch = self._stored(turn, size)
+        self.sums += self.objective.step(batch._replace(images=self.runtime.images(batch.images)))
         self.steps += 1
         self.cost.optimiser_steps += self.objective.optimiser_steps
         self.cost.teacher_queries += size
 
-    def _stored(self, turn: Turn, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch of the store in random views, normalised [B,C,H,W], and its labels [B]."""
+    def _stored(self, turn: Turn, size: int) -> Batch:
+        """A batch of the store, in random views."""
         if not self.store.count:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
         self._order = self._order or ShuffledPasses(self.store.count, size, self.seed, "distill order", turn.epoch, turn.round)
         index = self._order.batch(turn.step).to(self.runtime.device)
         views = random_views(self.store.images[index], self.info)
-        return normalise(to_unit(views), self.info), self.store.labels[index]
+        return Batch(normalise(to_unit(views), self.info), self.store.labels[index], index)
 
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.kd import imitation
-from dfkd.distillation.objective import Objective
+from dfkd.distillation.objective import Batch, Objective
 from dfkd.methods import AdaDFKDSettings, CuDFKDSettings
 from dfkd.runtime import Runtime
 from dfkd.synthesis.priors import pointwise_kl
@@ -78,11 +78,11 @@ class SelfPaced(Objective):
         super().__init__(teacher, student, info, settings, runtime)
         self.pace = Pace(settings.pace, settings.pace_growth).to(runtime.device)
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighed loss and the means of weight and imitation."""
-        answers = self.teacher_answers(images)
+        answers = self.teacher_answers(batch)
         with self.runtime.autocast():
-            logits = self.student(images)
+            logits = self.student(batch.images)
         found = self.imitation(logits, answers)
         return self.weighed(found) | {"imitation": found.mean()}
 
@@ -96,9 +96,9 @@ class SelfPaced(Objective):
         weight = paced_weight(loss, self.pace(), self.settings.curriculum)
         return {"loss": (weight * loss).mean(), "weight": weight.mean()}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def step(self, batch: Batch) -> torch.Tensor:
         """One student step; λ grows."""
-        terms = super().step(images, labels)
+        terms = super().step(batch)
         self.pace.steps += 1
         return terms
 
@@ -140,6 +140,7 @@ class Relational(SelfPaced):
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "weight", "imitation", "contrast")
     settings: AdaDFKDSettings
+    needs_features = True
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: AdaDFKDSettings, runtime: Runtime
@@ -156,22 +157,22 @@ class Relational(SelfPaced):
         """The student's features [B,C_S] as unit vectors of the teacher's size [B,C_T], float32."""
         return F.normalize(self.projection(features), dim=1)
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighed loss and the means of weight, imitation and contrast."""
         with torch.no_grad(), self.runtime.autocast():
-            answers, expected = self.teacher(images, return_features=True)
+            answers, expected = self.teacher(batch.images, return_features=True)
         with self.runtime.autocast():
-            logits, features = self.student(images, return_features=True)
+            logits, features = self.student(batch.images, return_features=True)
         found = self.imitation(logits, answers)
         own = self.settings
         contrast = info_nce(F.normalize(expected[-1].float(), dim=1), self.directions(features[-1]), own.contrast_temperature)
         total = found + own.student_contrast * (contrast if own.per_sample else contrast.mean())
         return self.weighed(total) | {"imitation": found.mean(), "contrast": contrast.mean()}
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def step(self, batch: Batch) -> torch.Tensor:
         """One student step, with a projection of its own."""
         self.redraw()
-        return super().step(images, labels)
+        return super().step(batch)
 
     def parts(self) -> dict[str, Any]:
         """Also the projection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dfkd.bank.reader import BankReader
 from dfkd.runtime import Runtime, derive_seed
 
 
@@ -23,6 +24,12 @@ class ImageStore:
         self.images[self.count : end].copy_(images)
         self.labels[self.count : end].copy_(labels)
         self.count = end
+
+    def append_bank(self, reader: BankReader) -> None:
+        """Copy a bank's images and labels behind those that are there."""
+        if len(reader):
+            arrays = reader.load()
+            self.append(arrays.images, arrays.labels)
 
 
 class ShuffledPasses:

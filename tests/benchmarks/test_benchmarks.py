@@ -20,6 +20,7 @@ from benchmarks.timing import Clock, take_turns
 from benchmarks.variants import COMPILED, EAGER, ORIGINAL, REFERENCE, step_rows
 from dfkd.datasets.views import rotations
 from dfkd.distillation.csd import CSDObjective
+from dfkd.distillation.objective import Batch
 from dfkd.methods import ALIASES, METHODS, DDASettings
 from dfkd.runtime import Runtime
 from dfkd.synthesis.inversion import GeneratorInversion
@@ -91,12 +92,12 @@ def test_reference_student_has_the_losses_of_the_package():
     labels = torch.arange(8)
     student.train()
     original.student.train()
-    expected, found = objective.losses(images, labels), original.losses(images, labels)
+    expected, found = objective.losses(Batch(images, labels)), original.losses(images, labels)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), rel=1e-4)
         assert value.item() > 1e-3
-    objective.step(images, labels)
+    objective.step(Batch(images, labels))
     original.step(images, labels)
     for ours, theirs in zip(objective.head.parameters(), original.head.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)

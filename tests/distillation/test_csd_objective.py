@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dfkd.datasets.views import rotations
 from dfkd.distillation.csd import Aligner, CSDObjective, RotationHead
+from dfkd.distillation.objective import Batch
 from dfkd.methods import DDASettings
 from dfkd.models import build_model, count_parameters
 from dfkd.models.weights import load_model
@@ -58,7 +59,7 @@ def test_losses_are_the_papers_terms(tiny_teacher, reference, batch):
     images, labels = batch
     csd.student.train()
     csd.aligner.train()
-    losses = csd.losses(images, labels)
+    losses = csd.losses(Batch(images, labels))
     logits, features = csd.student(images, return_features=True)
     teacher_logits, teacher_features = csd.teacher(images, return_features=True)
     kd = kl_divergence(logits, teacher_logits, 20.0)
@@ -75,7 +76,7 @@ def test_student_step_moves_student_aligner_and_head_and_nothing_else(tiny_teach
     csd.begin_epoch(0, 0.1)
     parts = {"teacher": csd.teacher, "student": csd.student, "aligner": csd.aligner, "head": csd.head}
     before = {name: [value.clone() for value in part.state_dict().values()] for name, part in parts.items()}
-    terms = csd.step(*batch)
+    terms = csd.step(Batch(*batch))
     assert terms.shape == (len(csd.terms),)
     moved = {
         name: any(not torch.equal(old, new) for old, new in zip(before[name], part.state_dict().values(), strict=True))
@@ -88,8 +89,8 @@ def test_the_terms_of_a_step_are_its_losses_before_it_and_the_heads(tiny_teacher
     csd = objective(tiny_teacher, reference)
     csd.begin_epoch(0, 1e-12)
     csd.student.train()
-    losses = csd.losses(*batch)
-    terms = dict(zip(csd.terms, csd.step(*batch).tolist(), strict=True))
+    losses = csd.losses(Batch(*batch))
+    terms = dict(zip(csd.terms, csd.step(Batch(*batch)).tolist(), strict=True))
     for name, value in losses.items():
         assert terms[name] == pytest.approx(value.item(), rel=1e-5)
     assert terms["head"] == pytest.approx(math.log(12), abs=1.0)  # a fresh head knows nothing, its logits lie in [-1, 1]
@@ -100,7 +101,7 @@ def test_head_step_gives_the_student_no_gradient(tiny_teacher, reference, batch)
     csd.begin_epoch(0, 1e-12)
     before = {name: value.clone() for name, value in csd.student.named_parameters()}
     for _ in range(3):
-        csd.step(*batch)
+        csd.step(Batch(*batch))
     for name, value in csd.student.named_parameters():
         assert torch.allclose(before[name], value, atol=1e-8)
 
@@ -117,7 +118,7 @@ def test_misunderstanding_is_the_joint_cross_entropy_of_the_four_rotations(tiny_
 def test_the_head_is_reset_each_epoch_and_its_momentum_is_not(tiny_teacher, reference, batch):
     csd = objective(tiny_teacher, reference)
     csd.begin_epoch(0, 0.1)
-    csd.step(*batch)
+    csd.step(Batch(*batch))
     momenta = [csd.head_optimiser.state[p]["momentum_buffer"].clone() for p in csd.head.parameters()]
     weights = csd.head.layers[0].weight.clone()
     csd.begin_epoch(1, 0.05)
@@ -132,13 +133,13 @@ def test_the_head_is_reset_each_epoch_and_its_momentum_is_not(tiny_teacher, refe
 def test_state_round_trip_continues_to_the_bit(tiny_teacher, reference, batch):
     one = objective(tiny_teacher, reference)
     one.begin_epoch(0, 0.1)
-    one.step(*batch)
+    one.step(Batch(*batch))
     state = {name: copy.deepcopy(part.state_dict()) for name, part in one.parts().items()}
-    expected = one.step(*batch)
+    expected = one.step(Batch(*batch))
     other = objective(tiny_teacher, reference)
     for name, part in other.parts().items():
         part.load_state_dict(state[name])
-    assert torch.equal(other.step(*batch), expected)
+    assert torch.equal(other.step(Batch(*batch)), expected)
 
 
 def test_fast_step_agrees_with_reference(tiny_teacher, reference, batch):
@@ -149,7 +150,7 @@ def test_fast_step_agrees_with_reference(tiny_teacher, reference, batch):
         csd = objective(tiny_teacher, runtime)
         seed_everything(0)
         csd.begin_epoch(0, 0.01)
-        runs.append(torch.stack([csd.step(runtime.images(batch[0]), batch[1]) for _ in range(3)]))
+        runs.append(torch.stack([csd.step(Batch(runtime.images(batch[0]), batch[1])) for _ in range(3)]))
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-3 if fast.dtype == torch.float32 else 3e-2, atol=1e-4)
 
 

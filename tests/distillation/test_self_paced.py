@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.distillation.kd import imitation
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.self_paced import Projection, Relational, SelfPaced, info_nce, paced_weight, pointwise_imitation
 from dfkd.methods import AdaDFKDSettings, CuDFKDSettings
 from dfkd.models import build_model
@@ -64,7 +65,7 @@ def test_the_batch_is_weighed_as_a_whole(tiny_teacher, reference, images):
     (student, _), (teacher, _) = answers(found, images)
     distance = (student - teacher).abs().mean()
     weight = (1 + math.exp(-1.3)) / (1 + math.exp(distance.item() - 1.3))
-    losses = found.losses(images, NONE)
+    losses = found.losses(Batch(images, NONE))
     assert tuple(losses) == found.terms
     assert losses["imitation"].item() == pytest.approx(distance.item(), rel=1e-4)
     assert losses["weight"].item() == pytest.approx(weight, rel=1e-4)
@@ -78,7 +79,7 @@ def test_image_by_image_hard_ones_count_less(tiny_teacher, reference, images):
     p = teacher.softmax(1)
     each = (p * (p.log() - student.log_softmax(1))).sum(1)
     weights = (1 + math.exp(-0.5)) / (1 + (each - 0.5).exp())
-    losses = found.losses(images, NONE)
+    losses = found.losses(Batch(images, NONE))
     assert losses["loss"].item() == pytest.approx((weights * each).mean().item(), rel=1e-4)
     assert losses["weight"].item() == pytest.approx(weights.mean().item(), rel=1e-4)
     assert weights.max() - weights.min() > 0.01
@@ -89,7 +90,7 @@ def test_the_weight_has_no_gradient(per_sample, tiny_teacher, reference, images)
     found = objective(SelfPaced, tiny_teacher, reference, per_sample=per_sample)
     layer = next(reversed(list(found.student.parameters())))
     found.student.train()
-    (gradient,) = torch.autograd.grad(found.losses(images, NONE)["loss"], layer)
+    (gradient,) = torch.autograd.grad(found.losses(Batch(images, NONE))["loss"], layer)
     logits, expected = found.student(images), found.teacher(images)
     each = (logits - expected).abs().mean(1)
     each = each if per_sample else each.mean()
@@ -103,14 +104,14 @@ def test_the_pace_grows_by_student_step_and_is_saved(tiny_teacher, reference, im
     paces = []
     for _ in range(4):
         paces.append(found.pace().item())
-        found.step(images, NONE)
+        found.step(Batch(images, NONE))
     assert paces == [2.0, 2.25, 2.5, 2.75]
     state = {name: part.state_dict() for name, part in found.parts().items()}
     other = objective(SelfPaced, tiny_teacher, reference, pace=2.0, pace_growth=0.25)
     for name, part in other.parts().items():
         part.load_state_dict(state[name])
     assert other.pace().item() == 3.0
-    assert torch.equal(other.step(images, NONE), found.step(images, NONE))
+    assert torch.equal(other.step(Batch(images, NONE)), found.step(Batch(images, NONE)))
 
 
 @pytest.mark.parametrize("kind", [SelfPaced, Relational])
@@ -118,7 +119,7 @@ def test_a_step_moves_the_student_and_nothing_else(kind, tiny_teacher, reference
     found = objective(kind, tiny_teacher, reference, student="wrn102")
     parts = {"teacher": found.teacher, "student": found.student}
     before = {name: [value.clone() for value in part.parameters()] for name, part in parts.items()}
-    assert found.step(images, NONE).shape == (len(found.terms),)
+    assert found.step(Batch(images, NONE)).shape == (len(found.terms),)
     moved = {
         name: any(not torch.equal(a, b) for a, b in zip(before[name], part.parameters(), strict=True))
         for name, part in parts.items()
@@ -151,7 +152,7 @@ def test_the_relations_are_added_before_the_weight(per_sample, student, tiny_tea
     total = distance + 0.2 * contrast
     total = total if per_sample else total.mean()
     weight = (1 + math.exp(-0.9)) / (1 + (total - 0.9).exp())
-    losses = found.losses(images, NONE)
+    losses = found.losses(Batch(images, NONE))
     assert tuple(losses) == found.terms
     assert losses["imitation"].item() == pytest.approx(distance.mean().item(), rel=1e-4)
     assert losses["contrast"].item() == pytest.approx(contrast.mean().item(), rel=1e-4)

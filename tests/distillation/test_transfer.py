@@ -14,6 +14,7 @@ from dfkd.datasets.prepared import read_split, write_prepared
 from dfkd.datasets.transfer import UNLABELLED, read_transfer_set, transfer_sha256
 from dfkd.distillation.distill import distill
 from dfkd.distillation.kd import VanillaKD
+from dfkd.distillation.objective import Batch
 from dfkd.errors import UserError
 from dfkd.files import file_sha256
 from dfkd.methods import METHODS, KDSettings, transfer_set
@@ -57,7 +58,7 @@ def test_the_loss_is_the_formula(tiny_data, reference, alpha, beta):
     teacher.eval().requires_grad_(False)
     objective = VanillaKD(teacher, student, info, settings, reference)
     images, labels = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    losses = objective.losses(images, labels)  # in single precision
+    losses = objective.losses(Batch(images, labels))  # in single precision
     wanted, given = teacher(images), student.train()(images)
     kd = 0.0
     for t, s in zip((wanted / 4).softmax(1), (given / 4).softmax(1), strict=True):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import dfkd.config
 from dfkd.datasets.info import DatasetInfo
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.run import build_method
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
@@ -173,7 +174,7 @@ def test_a_method_that_needs_logits_alone_takes_any_network(reference):
     settings = METHODS["noise"].settings(precision="reference")
     synthesizer, objective = build_method("noise", adapted("linear"), adapted("convolutional"), card, settings, reference)
     before = objective.student.conv.weight.clone()
-    objective.step(synthesizer.batch(4), torch.empty(0, dtype=torch.int64))
+    objective.step(Batch(synthesizer.batch(4), torch.empty(0, dtype=torch.int64)))
     assert not torch.equal(objective.student.conv.weight, before)
 
 

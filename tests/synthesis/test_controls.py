@@ -33,7 +33,7 @@ def seen(monkeypatch):
     def watch(self, turn):
         found["stores"].append(self.store.count)
         step = self.objective.step
-        self.objective.step = lambda images, labels: found["batches"].append(images) or step(images, labels)
+        self.objective.step = lambda batch: found["batches"].append(batch.images) or step(batch)
         plain(self, turn)
         self.objective.step = step
 

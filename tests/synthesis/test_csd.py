@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.datasets.views import normalise, rotations, to_unit
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses
 from dfkd.methods import METHODS, CSDSettings, DDASettings
@@ -68,7 +69,7 @@ def test_synthesis_makes_images_that_the_head_fails_on(tiny_teacher, reference, 
         dda, objective = method(tiny_teacher, reference, csd=weight, g_steps=25, lr_g=1e-2, synthesis_batch_size=24)
         objective.begin_epoch(0, 0.05)
         for _ in range(15):
-            objective.step(*batch)
+            objective.step(Batch(*batch))
         seed_everything(2)
         made = dda.synthesize(1)
         dda.student.eval()

@@ -5,6 +5,7 @@ import torch
 from generative_tools import batch, built
 
 from dfkd.config import parse
+from dfkd.distillation.objective import Batch
 from dfkd.errors import UserError
 from dfkd.methods import METHODS, DFADSettings
 from dfkd.models.generators import GeneratorA
@@ -29,7 +30,7 @@ def test_the_student_minimises_the_same_distance(tiny_teacher, reference):
     images = batch().detach()
     method.student.train()
     expected = (method.student(images) - method.teacher(images)).abs().mean()
-    found = method.objective.losses(images, torch.empty(0, dtype=torch.int64))
+    found = method.objective.losses(Batch(images, torch.empty(0, dtype=torch.int64)))
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 

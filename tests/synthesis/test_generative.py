@@ -9,6 +9,7 @@ from generative_tools import NAMES, assembled, built
 from dfkd.config import parse
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import denormalise, normalise
+from dfkd.distillation.objective import Batch
 from dfkd.distillation.schedule import count_syntheses, count_turns
 from dfkd.errors import UserError
 from dfkd.methods import METHODS
@@ -99,7 +100,7 @@ def test_resumed_it_goes_on_to_the_bit(name, tiny_teacher, reference):
     def turn(method, epoch, steps=2):
         seed_everything("turn", epoch)
         terms = method.synthesize(epoch).terms
-        return terms, [method.objective.step(method.batch(6), torch.empty(0, dtype=torch.int64)) for _ in range(steps)]
+        return terms, [method.objective.step(Batch(method.batch(6), torch.empty(0, dtype=torch.int64))) for _ in range(steps)]
 
     changes = {"epochs": 4, "g_steps": 2} | ({"begin": 0.0} if name in ("cudfkd", "adadfkd") else {})
     one = built(name, tiny_teacher, reference, student="wrn102", **changes)
