@@ -59,7 +59,9 @@ def workflow_in(folder):
     shutil.copy(Path(__file__).with_name("told.py"), folder)
     (folder / "config" / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "config" / "methods" / "dda.yaml").write_text(yaml.safe_dump({"defaults": METHOD}))
-    return Workflow(folder, folder.parent / "bin", ENTRY)
+    workflow = Workflow(folder, folder.parent / "bin", ENTRY)
+    workflow.timeout = 2000
+    return workflow
 
 
 def lasting(result):

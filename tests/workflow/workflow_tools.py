@@ -77,6 +77,8 @@ print(json.dumps(statuses))
 class Workflow:
     """Runs Snakemake on this checkout's Snakefile in `folder`, with `entry` as the program `dfkd`."""
 
+    timeout = 800  # seconds that one invocation may take
+
     def __init__(self, folder, commands, entry):
         self.folder = folder
         commands.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ class Workflow:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=800,
+            timeout=self.timeout,
             **options,
         )
 
