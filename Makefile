@@ -1,6 +1,7 @@
 # make run    the whole pipeline on scikit-learn's digits: minutes on two cores
-# make test   everything that is checked
-# Both first make .venv with the pinned dependencies and this package; a second call installs nothing.
+# make test   everything that is checked, but what needs daemons:
+# make test-cluster   the pipeline on a SLURM of one node, started and stopped here: Debian, root
+# All first make .venv with the pinned dependencies and this package; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test browser bench schema audit clean
+.PHONY: run test browser test-cluster slurm bench schema audit clean
 
 run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
@@ -32,6 +33,17 @@ test: $(READY) $(if $(shell command -v chromium),,browser)
 browser:
 	{ apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
+
+# Jobs that are killed, run out of time or memory and lose their node; artefacts in S3 meanwhile, since SLURM's jobs mostly wait.
+# The list of jobs: test-artefacts/slurm_jobs.md.
+test-cluster: export OMP_NUM_THREADS = 1
+test-cluster: $(READY) slurm
+	$(BIN)/pytest -n 2 --dist loadfile tests/cluster
+
+slurm: $(READY)
+	@if [ "$$(id -u)" = 0 ] && ! command -v slurmctld > /dev/null && command -v apt-get > /dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends slurm-wlm munge; fi
+	@$(BIN)/python tests/cluster/slurm.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -18,6 +18,7 @@ import torch
 
 from dfkd.energy import Counter, counters_of, sources
 from dfkd.errors import UserError
+from dfkd.gpus import take_gpus
 
 logger = logging.getLogger(__name__)
 Precision = Literal["fast", "reference"]
@@ -41,9 +42,13 @@ class Runtime:
     def create(cls, precision: Precision = "fast", device: str = "auto", compile: bool = False) -> Runtime:
         """Choose the device (`auto`, `cpu`, `cuda`, `cuda:N`) and what it can do.
 
+        `auto` and `cuda` are a GPU of this process's own where jobs share a machine (`dfkd.gpus`).
+
         Raises:
             UserError: the device does not exist here.
         """
+        if device in ("auto", "cuda"):
+            take_gpus()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():

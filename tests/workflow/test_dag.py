@@ -2,8 +2,7 @@ import re
 import subprocess
 import sys
 
-import yaml
-from workflow_tools import ROOT, jobs_in, plan
+from workflow_tools import ROOT, jobs_in, plan, relatives, rules
 
 from dfkd.methods import METHODS
 
@@ -89,7 +88,7 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
     targets = [f"results/{method}/digits_wrn162_wrn161.json" for method in METHODS]
     done = workflow("--cores", "1", "--dry-run", "--printshellcmds", "--", *targets)
     assert done.returncode == 0, done.stdout
-    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (.*)$", done.stdout, re.MULTILINE)
+    jobs = re.findall(r"^Job \d+: .*\nReason: (.*)\nShell command: (?:DFKD_GPUS=\d )?(.*)$", done.stdout, re.MULTILINE)
     assert len(jobs) == sum(jobs_in(done.stdout).values())
     takers, methods = set(), set()
     for reason, command in jobs:
@@ -150,22 +149,6 @@ def test_format_is_clean():
     assert done.returncode == 0, done.stderr
 
 
-def rules():
-    """Every rule's text, by name."""
-    found = {}
-    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for name, text in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.DOTALL | re.MULTILINE):
-            found[name] = text
-    return found
-
-
-def relatives():
-    """Rules that are another with other files, by name: the rule whose contract they have, and their text."""
-    text = (ROOT / "workflow" / "rules" / "distill.smk").read_text()
-    found = re.findall(r"^use rule (\w+) as (\w+) with:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
-    return {name: (own, changes) for own, name, changes in found}
-
-
 def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
     added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_transfer": ("input", {"data"})}
@@ -187,11 +170,3 @@ def test_every_rule_states_its_contract():
             assert re.search(r"mem_mb=\d+,\s+runtime=\d+", text), name
         assert ":q}" in text
         assert not re.search(r"\{(input|output|params|log|wildcards)[.\w]*\}", text.split("shell:")[1]), f"{name}: unquoted"
-
-
-def test_the_cluster_profile_names_rules_that_exist():
-    profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
-    assert set(profile["set-resources"]) <= {*rules(), *relatives()}
-    stopped = {name for name, wanted in profile["set-resources"].items() if "TERM" in wanted["slurm_extra"]}
-    assert stopped >= {"teacher", "init_shard", "augment", "distill", *relatives()}
-    assert profile["slurm-status-command"] == "squeue"

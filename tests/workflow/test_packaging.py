@@ -1,3 +1,4 @@
+import importlib
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def requirements():
@@ -70,6 +72,7 @@ def test_make_installs_once_and_before_what_it_runs(tmp_path):
     programs = [Path(line.split()[0]).name for line in again]
     assert programs == ["ruff", "ruff", "mypy", "snakefmt", "snakemake", "pytest"]
     assert again == first[-6:]
+    assert make("test-cluster")[-1].endswith("pytest -n 2 --dist loadfile tests/cluster")
     run = make("run")
     assert [line.split(maxsplit=1)[1] for line in run] == [
         "--cores all results/digits_wrn162_wrn161.json",
@@ -77,9 +80,35 @@ def test_make_installs_once_and_before_what_it_runs(tmp_path):
     ]
 
 
-def test_ci_runs_exactly_make_test():
+def test_the_plugins_of_clusters_are_extras_and_tested():
+    extras = PROJECT["optional-dependencies"]
+    plugins = {*extras["slurm"], *extras["kubernetes"]}
+    assert {canonicalize_name(Requirement(text).name) for text in plugins} == {
+        "snakemake-executor-plugin-slurm",
+        "snakemake-executor-plugin-kubernetes",
+        "snakemake-storage-plugin-s3",
+    }
+    assert plugins <= {*extras["test"]}
+
+
+def test_plain_pytest_leaves_the_cluster_alone():
+    assert "cluster" in PYPROJECT["tool"]["pytest"]["ini_options"]["norecursedirs"]
+    assert [path.name for path in ROOT.glob("tests/**/cluster") if path.is_dir()] == ["cluster"]
+
+
+def test_without_root_the_cluster_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "cluster"))
+    slurm = importlib.import_module("slurm")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert slurm.missing().startswith("the tests of the cluster start SLURM's daemons and need root")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None if name == "sbatch" else f"/usr/bin/{name}")
+    assert slurm.missing() == "the tests of the cluster need sbatch: install Debian's slurm-wlm and munge."
+
+
+def test_ci_runs_exactly_the_two_makes_of_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert lines[:2] == ["#!/usr/bin/env bash", "set -euo pipefail"]
-    assert lines[-1] == "make test"
+    assert lines[-2:] == ["make test", "make test-cluster"]

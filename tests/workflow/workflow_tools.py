@@ -33,7 +33,7 @@ output = Path(after["-o"] if "-o" in after else words[-1] + "/curves.png")
 if words[0] == "evaluate":
     output /= "metrics.json"
 beside = {{
-    "teacher": ["weights.json", "history.csv", "timing.csv", "cost.json"],
+    "teacher": [output.stem + ".json", "history.csv", "timing.csv", "cost.json"],
     "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
     "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
@@ -77,6 +77,8 @@ print(json.dumps(statuses))
 class Workflow:
     """Runs Snakemake on this checkout's Snakefile in `folder`, with `entry` as the program `dfkd`."""
 
+    timeout = 800  # seconds that one invocation may take
+
     def __init__(self, folder, commands, entry):
         self.folder = folder
         commands.mkdir(parents=True, exist_ok=True)
@@ -88,12 +90,12 @@ class Workflow:
 
     def __call__(self, *words, program=("-m", "snakemake")):
         """Run once; the completed process, its stderr within its stdout."""
-        return self._python([*program, *self._place(), *words])
+        return self._python([*program, *self.place(), *words])
 
     def batch(self, invocations):
         """Run each list of words; (status, output) of each."""
         outputs = [self.folder / f"batch{number}.txt" for number in range(len(invocations))]
-        work = [([*self._place(), *words], str(output)) for words, output in zip(invocations, outputs, strict=True)]
+        work = [([*self.place(), *words], str(output)) for words, output in zip(invocations, outputs, strict=True)]
         done = self._python(["-c", BATCH], input=json.dumps(work))
         assert done.returncode == 0, done.stdout
         return [(status, output.read_text()) for status, output in zip(json.loads(done.stdout), outputs, strict=True)]
@@ -104,7 +106,8 @@ class Workflow:
         assert done.returncode == 0, done.stdout
         return jobs_in(done.stdout)
 
-    def _place(self):
+    def place(self):
+        """The words that every invocation begins with."""
         return ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--directory", str(self.folder)]
 
     def _python(self, words, **options):
@@ -115,7 +118,7 @@ class Workflow:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=800,
+            timeout=self.timeout,
             **options,
         )
 
@@ -129,3 +132,19 @@ def jobs_in(output):
     """Snakemake's own table of jobs, by rule."""
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total", output, re.DOTALL | re.MULTILINE)
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)} if table else {}
+
+
+def rules():
+    """Every rule's text, by name."""
+    found = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for name, text in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.DOTALL | re.MULTILINE):
+            found[name] = text
+    return found
+
+
+def relatives():
+    """Rules that are another with other files, by name: the rule whose contract they have, and their text."""
+    text = (ROOT / "workflow" / "rules" / "distill.smk").read_text()
+    found = re.findall(r"^use rule (\w+) as (\w+) with:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    return {name: (own, changes) for own, name, changes in found}

@@ -1,6 +1,7 @@
 rule augment:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
     output:
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",
@@ -34,6 +35,7 @@ rule augment:
     message:
         "Multiply the init bank of {wildcards.teacher} ({wildcards.dataset}) by diffusion, and filter it"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd augment --teacher {input.teacher:q} --bank {input.bank:q} --settings {params.settings:q} "
         "--checkpoints {params.checkpoints:q} -o {output.bank:q} --rejected {output.rejected:q} "
         "--plot {output.plot:q} > {log:q} 2>&1"
@@ -42,6 +44,7 @@ rule augment:
 rule variations_page:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         bank="results/banks/{dataset}_{teacher}/variations.lmdb",
         rejected="results/banks/{dataset}_{teacher}/rejected.lmdb",
         parents="results/banks/{dataset}_{teacher}/init.lmdb",
@@ -73,9 +76,11 @@ rule variations_page:
     resources:
         mem_mb=4000,
         runtime=120,
+        gpu=PAGE_GPUS,
     message:
         "Score the variations of {wildcards.teacher} ({wildcards.dataset}) and write their page"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
         "--grid {output.picture:q} --scores > {log:q} 2>&1"
 

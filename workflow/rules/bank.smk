@@ -1,6 +1,7 @@
 rule init_shard:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
     output:
         bank="results/banks/{dataset}_{teacher}/shards/{scatteritem}.lmdb",
         history="results/banks/{dataset}_{teacher}/shards/{scatteritem}.history.csv",
@@ -25,6 +26,7 @@ rule init_shard:
     message:
         "Invert {wildcards.teacher} ({wildcards.dataset}) into images: shard {wildcards.scatteritem}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd init-bank --teacher {input.teacher:q} --settings {params.settings:q} --shard {params.shard:q} "
         "--checkpoints {params.checkpoints:q} -o {output.bank:q} > {log:q} 2>&1"
 
@@ -66,6 +68,7 @@ rule init_bank:
 rule init_page:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         bank="results/banks/{dataset}_{teacher}/init.lmdb",
     output:
         page=report(
@@ -93,9 +96,11 @@ rule init_page:
     resources:
         mem_mb=4000,
         runtime=120,
+        gpu=PAGE_GPUS,
     message:
         "Score the init bank of {wildcards.teacher} ({wildcards.dataset}) and write its page"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} "
         "--grid {output.picture:q} --scores > {log:q} 2>&1"
 
@@ -130,6 +135,7 @@ rule init_curves:
 rule run_bank_page:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
         card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
     output:
@@ -151,8 +157,10 @@ rule run_bank_page:
     resources:
         mem_mb=4000,
         runtime=120,
+        gpu=PAGE_GPUS,
     message:
         "Score what {wildcards.method} synthesised against {wildcards.student} ({wildcards.dataset}), seed {wildcards.seed}, "
         "and write its page"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd bank page {input.bank:q} --teacher {input.teacher:q} -o {output.page:q} --scores > {log:q} 2>&1"

@@ -8,6 +8,7 @@ import io as text_io
 import json
 import os
 import shutil
+import tempfile
 
 # A plan is millions of objects that stay: looking for garbage among them takes a tenth of its time, and there is next to none.
 gc.set_threshold(100_000, 20, 100)
@@ -31,19 +32,40 @@ def config_folder():
     )
 
 
-def command_line_targets():
-    """The targets that the user typed. Snakemake knows them only after the Snakefile, which is too late for a good message."""
+def command_line():
+    """What the user typed, profiles included; None in a job's process and under another program than `snakemake`.
+
+    Snakemake itself knows it only after the Snakefile.
+    """
     if not workflow.is_main_process or Path(sys.argv[0]).name not in (
         "snakemake",
         "__main__.py",
     ):
-        return []
+        return None
     from snakemake.cli import parse_args
 
     with contextlib.redirect_stderr(
         text_io.StringIO()
     ):  # it was parsed before, and said then which profile it uses
-        return sorted(parse_args(sys.argv[1:])[1].targets)
+        return parse_args(sys.argv[1:])[1]
+
+
+def share_gpus():
+    """Have the jobs of this machine take GPUs of their own. A batch system hands them out itself."""
+    os.environ[gpus.COUNT] = (
+        "0"  # of a rule that asks for none; the others say how many in their commands
+    )
+    if TYPED and TYPED.executor in (None, "local"):
+        folder = Path(tempfile.gettempdir()) / f"dfkd-gpus-{os.getuid()}"
+        os.environ.setdefault(gpus.FOLDER, str(folder))
+    elif TYPED:
+        os.environ.pop(gpus.FOLDER, None)
+
+
+def page_gpus():
+    """How many GPUs a bank's page asks for: none on a machine without, where pages are then made beside a stage."""
+    elsewhere = TYPED and TYPED.executor not in (None, "local")
+    return 1 if elsewhere or gpus.visible_gpus() else 0
 
 
 def pass_on():
@@ -295,6 +317,11 @@ def per_compared(*names):
         ]
 
     return files
+
+
+def runs_folder(wildcards, input):
+    """The folder of the compared runs: `results/runs`, or where their copies are if they live in storage."""
+    return str(Path(input.histories[0]).parents[3])
 
 
 def compared_results(wildcards):

@@ -48,7 +48,9 @@ rule compare:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        runs=runs_folder,
     message:
         "Compare the methods on {wildcards.dataset}: {wildcards.teacher} to {wildcards.student}"
     shell:
-        "dfkd compare {input.results:q} --runs results/runs -o {output.page:q} > {log:q} 2>&1"
+        "dfkd compare {input.results:q} --runs {params.runs:q} -o {output.page:q} > {log:q} 2>&1"

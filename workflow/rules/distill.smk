@@ -1,6 +1,7 @@
 rule distill:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         banks=method_banks,
         test="data/{dataset}.test.h5",
     output:
@@ -38,6 +39,7 @@ rule distill:
         "Distil {wildcards.teacher} into {wildcards.student} ({wildcards.dataset}) by {wildcards.method}, "
         "seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd distill --teacher {input.teacher:q} {params.images:q} --method {wildcards.method:q} "
         "--student {wildcards.student:q} --seed {wildcards.seed:q} --test {input.test:q} "
         "--settings {params.settings:q} --checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"
@@ -64,6 +66,7 @@ use rule distill as distill_generator with:
 use rule distill as distill_transfer with:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         banks=method_banks,
         test="data/{dataset}.test.h5",
         data=transfer_data,

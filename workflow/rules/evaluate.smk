@@ -1,8 +1,11 @@
 rule evaluate:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         student="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.safetensors",
+        student_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/student.json",
         best="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.safetensors",
+        best_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/best.json",
         test="data/{dataset}.test.h5",
         banks=method_banks,
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
@@ -35,6 +38,7 @@ rule evaluate:
         "Evaluate {wildcards.student} against {wildcards.teacher} on the test split of {wildcards.dataset}, "
         "seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd evaluate {input.student:q} --teacher {input.teacher:q} --best {input.best:q} --test {input.test:q} "
         "{params.banks:q} --settings {params.settings:q} -o {params.folder:q} > {log:q} 2>&1"
 

@@ -26,6 +26,7 @@ rule scratch:
     message:
         "Train {wildcards.student} on {wildcards.dataset} from scratch, seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd teacher train --data {input.data:q} --model {wildcards.student:q} --settings {params.settings:q} "
         "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
@@ -33,6 +34,7 @@ rule scratch:
 rule evaluate_scratch:
     input:
         student="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
+        student_card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
         test="data/{dataset}.test.h5",
     output:
         **evaluation_pictures(
@@ -61,6 +63,7 @@ rule evaluate_scratch:
     message:
         "Evaluate {wildcards.student} from scratch on the test split of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd evaluate {input.student:q} --test {input.test:q} --settings {params.settings:q} "
         "-o {params.folder:q} > {log:q} 2>&1"
 

@@ -25,6 +25,7 @@ rule teacher:
     message:
         "Train the teacher {wildcards.teacher} on {wildcards.dataset}: the last use of its training images"
     shell:
+        "DFKD_GPUS={resources.gpu} "
         "dfkd teacher train --data {input.data:q} --model {wildcards.teacher:q} --settings {params.settings:q} "
         "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
