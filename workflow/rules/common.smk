@@ -327,10 +327,10 @@ def runs_folder(wildcards, input):
 def compared_results(wildcards):
     """The result of every method that is compared."""
     pair = "{dataset}_{teacher}_{student}".format(**wildcards)
-    folder = "results"
+    folder = Path("results")
     if wildcards.get("campaign"):
-        folder += f"/campaigns/{wildcards.campaign}"
-    return [f"{folder}/{method}/{pair}.json" for method in compared(wildcards)]
+        folder = folder / "campaigns" / wildcards.campaign
+    return [str(folder / method / f"{pair}.json") for method in compared(wildcards)]
 
 
 def campaign_results(wildcards):
