@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.errors import UserError
-from dfkd.models.classifier import Features
+from dfkd.models.classifier import Features, Layers
 
 
 class MissingFeatures(UserError):
@@ -60,6 +60,11 @@ class AdaptedClassifier(nn.Module):
         if not self._maps:
             raise MissingFeatures(self.name, "feature maps", "no layer in it gives [B,C,H,W] larger than 1×1")
         return list(self._maps.values())
+
+    @property
+    def layers(self) -> Layers:
+        """Names of the maps' layers and of the last linear one; a module of others does not say what its stem is."""
+        return Layers(maps=tuple(self._maps), classifier=self._last)
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
         """Logits [B,K] of normalised images [B,C,H,W]; with `return_features`, (logits, [map1, …, mapN, pooled])."""

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Features = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Dotted names of the submodules whose outputs feature objectives look at; empty where a network does not say.
+
+    What the names lead to is that of the distillation literature: f_0 of the stem, f_1 … f_n of the stages. The names hold in
+    every form of a network: with blocks, folded, or plain.
+
+    Attributes:
+        stem: its output is f_0.
+        maps: their outputs are the feature maps f_1 … f_n, in the order of `feature_channels`.
+        preacts: their outputs are the maps before their activation, in the same order (a WRN's: after the BatchNorm that
+            follows the map; MobileNetV2's, which have no activation: the maps themselves).
+        trunk: all modules with parameters that lie before the last map; what stages that train the features alone train.
+        classifier: the linear layer that makes the logits.
+    """
+
+    stem: str = ""
+    maps: tuple[str, ...] = ()
+    preacts: tuple[str, ...] = ()
+    trunk: tuple[str, ...] = ()
+    classifier: str = ""
 
 
 class Classifier(nn.Module, ABC):
@@ -18,11 +41,13 @@ class Classifier(nn.Module, ABC):
         feature_channels: channels of the feature maps, in the order of the feature list.
         feature_dim: length of the penultimate (pooled) feature.
         stride: how many input pixels, per axis, become one of the last feature map; smaller images are refused.
+        layers: names of the submodules that give the features, for `dfkd.models.taps`.
     """
 
     feature_channels: list[int]
     feature_dim: int
     stride: int
+    layers: Layers = Layers()
 
     @abstractmethod
     def extract(self, x: Tensor) -> Features:
@@ -39,9 +64,17 @@ class Classifier(nn.Module, ABC):
         return (logits, features) if return_features else logits
 
 
-def relu_(x: Tensor) -> Tensor:
+def relu_() -> nn.ReLU:
     """ReLU in place: for the output of a BatchNorm or of an addition, never for a tensor that a BatchNorm reads."""
-    return F.relu(x, inplace=True)
+    return nn.ReLU(inplace=True)
+
+
+class Add(nn.Module):
+    """The sum of two branches, as a module so that the sum can be tapped before its activation."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, of one shape."""
+        return x + y
 
 
 def global_average(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfkd.models.classifier import Classifier, Features, global_average, initialise_fan_out
+from dfkd.models.classifier import Classifier, Features, Layers, global_average, initialise_fan_out
 
 # Expansion, channels at full width, repeats and stride of the seven groups of blocks.
 GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -60,6 +60,8 @@ class MobileNetV2(Classifier):
         self.classifier = nn.Sequential(linear)
         self.feature_channels = [int(GROUPS[index][1] * width) for index in (1, 2, 4, 6)]
         self.feature_dim, self.stride = LAST, 16
+        maps = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
+        self.layers = Layers("conv1", maps, maps, ("conv1", "blocks"), "classifier.0")
         initialise_fan_out(self)
         nn.init.normal_(linear.weight, 0.0, 0.01)
         nn.init.zeros_(linear.bias)

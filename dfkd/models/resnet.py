@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfkd.models.classifier import Classifier, Features, global_average, relu_
+from dfkd.models.classifier import Add, Classifier, Features, Layers, global_average, relu_
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -25,12 +25,13 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.relu1, self.add, self.relu2 = relu_(), Add(), relu_()
         self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,H,W] → [B,width,H/stride,W/stride]."""
-        out = self.bn2(self.conv2(relu_(self.bn1(self.conv1(x)))))
-        return relu_(out + self.shortcut(x))
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.add(out, self.shortcut(x)))
 
 
 class Bottleneck(nn.Module):
@@ -47,13 +48,14 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu1, self.relu2, self.add, self.relu3 = relu_(), relu_(), Add(), relu_()
         self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,H,W] → [B,4·width,H/stride,W/stride]."""
-        out = relu_(self.bn1(self.conv1(x)))
-        out = self.bn3(self.conv3(relu_(self.bn2(self.conv2(out)))))
-        return relu_(out + self.shortcut(x))
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(out)))))
+        return self.relu3(self.add(out, self.shortcut(x)))
 
 
 class ResNet(Classifier):
@@ -66,6 +68,7 @@ class ResNet(Classifier):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = relu_()
         self.feature_channels = [width * block.expansion for width in (64, 128, 256, 512)]
         inputs = [64, *self.feature_channels]
 
@@ -77,10 +80,13 @@ class ResNet(Classifier):
         self.layer1, self.layer2, self.layer3, self.layer4 = layer(0, 1), layer(1, 2), layer(2, 2), layer(3, 2)
         self.feature_dim, self.stride = self.feature_channels[-1], 8
         self.linear = nn.Linear(self.feature_dim, classes)
+        maps = ("layer1", "layer2", "layer3", "layer4")
+        preacts = tuple(f"{name}.{count - 1}.add" for name, count in zip(maps, counts, strict=True))
+        self.layers = Layers("relu", maps, preacts, ("conv1", "bn1", *maps), "linear")
 
     def extract(self, x: Tensor) -> Features:
         """The outputs of the four layers and the pooled feature."""
-        map1 = self.layer1(relu_(self.bn1(self.conv1(x))))
+        map1 = self.layer1(self.relu(self.bn1(self.conv1(x))))
         map2 = self.layer2(map1)
         map3 = self.layer3(map2)
         map4 = self.layer4(map3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfkd.models.classifier import Classifier, Features, global_average, relu_
+from dfkd.models.classifier import Add, Classifier, Features, Layers, global_average, relu_
 
 
 class BasicBlock(nn.Module):
@@ -16,14 +16,15 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu1, self.add, self.relu2 = relu_(), Add(), relu_()
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,H,W] → [B,outputs,H/stride,W/stride]."""
-        out = self.bn2(self.conv2(relu_(self.bn1(self.conv1(x)))))
-        return relu_(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.add(out, x if self.downsample is None else self.downsample(x)))
 
 
 class ResNetCifar(Classifier):
@@ -42,16 +43,20 @@ class ResNetCifar(Classifier):
 
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = relu_()
         self.layer1, self.layer2, self.layer3 = layer(1, 1), layer(2, 2), layer(3, 2)
         self.fc = nn.Linear(widths[3], classes)
         self.feature_channels, self.feature_dim, self.stride = widths[1:], widths[3], 4
+        maps = ("layer1", "layer2", "layer3")
+        preacts = tuple(f"{name}.{count - 1}.add" for name in maps)
+        self.layers = Layers("relu", maps, preacts, ("conv1", "bn1", *maps), "fc")
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def extract(self, x: Tensor) -> Features:
         """The outputs of the three layers and the pooled feature."""
-        map1 = self.layer1(relu_(self.bn1(self.conv1(x))))
+        map1 = self.layer1(self.relu(self.bn1(self.conv1(x))))
         map2 = self.layer2(map1)
         map3 = self.layer3(map2)
         return [map1, map2, map3, global_average(map3)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.models.classifier import Classifier, Features, global_average, initialise_fan_out, relu_
+from dfkd.models.classifier import Classifier, Features, Layers, global_average, initialise_fan_out, relu_
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Convolutions in each of the five blocks.
@@ -36,21 +35,25 @@ class VGG(Classifier):
         self.block0, self.block1, self.block2, self.block3, self.block4 = (
             _block(inputs[index], inputs[index + 1], count) for index, count in enumerate(LAYOUTS[depth])
         )
+        self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (relu_() for _ in WIDTHS)
+        self.pool0, self.pool1, self.pool2 = (nn.MaxPool2d(2) for _ in range(3))
+        self.pool3 = nn.MaxPool2d(2) if image_size >= 64 else nn.Identity()
         self.classifier = nn.Linear(WIDTHS[-1], classes)
-        self.pools_fourth = image_size >= 64
         self.feature_channels, self.feature_dim = list(WIDTHS[1:]), WIDTHS[-1]
-        self.stride = 16 if self.pools_fourth else 8
+        self.stride = 16 if image_size >= 64 else 8
+        blocks = tuple(f"block{index}" for index in range(5))
+        self.layers = Layers("relu0", ("relu1", "relu2", "relu3", "relu4"), blocks[1:], blocks, "classifier")
         initialise_fan_out(self)
         nn.init.normal_(self.classifier.weight, 0.0, 0.01)
         nn.init.zeros_(self.classifier.bias)
 
     def extract(self, x: Tensor) -> Features:
         """Four feature maps, at 1/2, 1/4, 1/8 and 1/8 (or 1/16) of the image size, and the pooled feature."""
-        map0 = relu_(self.block0(x))
-        map1 = relu_(self.block1(F.max_pool2d(map0, 2)))
-        map2 = relu_(self.block2(F.max_pool2d(map1, 2)))
-        map3 = relu_(self.block3(F.max_pool2d(map2, 2)))
-        map4 = relu_(self.block4(F.max_pool2d(map3, 2) if self.pools_fourth else map3))
+        map0 = self.relu0(self.block0(x))
+        map1 = self.relu1(self.block1(self.pool0(map0)))
+        map2 = self.relu2(self.block2(self.pool1(map1)))
+        map3 = self.relu3(self.block3(self.pool2(map2)))
+        map4 = self.relu4(self.block4(self.pool3(map3)))
         return [map1, map2, map3, map4, global_average(map4)]
 
     def classify(self, pooled: Tensor) -> Tensor:

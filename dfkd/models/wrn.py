@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfkd.models.classifier import Classifier, Features, global_average, initialise_fan_out, relu_
+from dfkd.models.classifier import Classifier, Features, Layers, global_average, initialise_fan_out, relu_
 
 
 class Block(nn.Module):
@@ -19,12 +19,13 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.relu1, self.relu2 = relu_(), relu_()
         self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,H,W] → [B,outputs,H/stride,W/stride]."""
-        active = relu_(self.bn1(x))
-        residual = self.conv2(relu_(self.bn2(self.conv1(active))))
+        active = self.relu1(self.bn1(x))
+        residual = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return shortcut + residual
 
@@ -57,8 +58,11 @@ class WideResNet(Classifier):
         self.block2 = Group(count, widths[0], widths[1], 2)
         self.block3 = Group(count, widths[1], widths[2], 2)
         self.bn1 = nn.BatchNorm2d(widths[2])
+        self.relu = relu_()
         self.fc = nn.Linear(widths[2], classes)
         self.feature_channels, self.feature_dim, self.stride = widths, widths[2], 4
+        blocks = ("block1", "block2", "block3")
+        self.layers = Layers("conv1", blocks, ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"), ("conv1", *blocks), "fc")
         initialise_fan_out(self)
         nn.init.zeros_(self.fc.bias)
 
@@ -67,7 +71,7 @@ class WideResNet(Classifier):
         map1 = self.block1(self.conv1(x))
         map2 = self.block2(map1)
         map3 = self.block3(map2)
-        return [map1, map2, map3, global_average(relu_(self.bn1(map3)))]
+        return [map1, map2, map3, global_average(self.relu(self.bn1(map3)))]
 
     def classify(self, pooled: Tensor) -> Tensor:
         """[B,feature_dim] → [B,K]."""

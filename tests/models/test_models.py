@@ -63,6 +63,8 @@ def test_size_equals_the_published_one(name: str) -> None:
     widths = [layer.num_features for layer in models[10].modules() if isinstance(layer, nn.BatchNorm2d)]
     assert (len(widths), sum(widths)) == (norms, norm_channels)
     assert models[10].feature_dim == feature_dim
+    layers, names = models[10].layers, dict(models[10].named_modules())
+    assert all(one in names for one in (layers.stem, *layers.maps, *layers.preacts, *layers.trunk, layers.classifier))
     assert count_macs(models[classes], (channels, 32, 32)) / 1e6 == pytest.approx(macs, abs=0.05001)
 
 
