@@ -1,0 +1,208 @@
+"""What the objectives of the literature share: L = ce CE(S(x), y) + kd T² KL(T || S) + w L_method, and how features are seen.
+
+Every feature map is the output of a layer that is named: by the model (`Classifier.layers`), or by the settings
+`student_layers` and `teacher_layers`. A pair that an objective cannot take is refused before anything is trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dfkd.datasets.info import DatasetInfo
+from dfkd.distillation.kd import imitation
+from dfkd.distillation.objective import Batch, Objective
+from dfkd.errors import UserError
+from dfkd.methods.kd import FeatureSettings, ObjectiveSettings
+from dfkd.models.adapter import MissingFeatures
+from dfkd.models.classifier import Layers
+from dfkd.models.taps import Taps
+from dfkd.runtime import Runtime, wide
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Seen:
+    """What is seen of a network in a forward pass, float32 at least."""
+
+    logits: torch.Tensor  # [B,K]
+    maps: list[torch.Tensor]  # [B,C_i,H_i,W_i] each
+    pooled: torch.Tensor  # [B,D]; [0] where nobody asks for it
+
+
+class Observer:
+    """A network whose named layers are looked at while it runs."""
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], pooled: bool) -> None:
+        """Raises a `UserError` that names a layer which does not exist, or that there is no penultimate feature."""
+        self.network, self.pooled, self.taps = network, pooled, Taps(network, layers)
+        self.feature_dim: int = network.feature_dim if pooled else 0  # type: ignore[assignment]
+
+    def __call__(self, images: torch.Tensor) -> Seen:
+        """Normalised images [B,C,H,W] → what is asked for."""
+        if self.pooled:
+            logits, features = self.network(images, return_features=True)
+            pooled = wide(features[-1])
+        else:
+            logits, pooled = self.network(images), images.new_empty(0)
+        return Seen(wide(logits), [wide(value) for value in self.taps.take().values()], pooled)
+
+    @torch.no_grad()
+    def shapes(self, info: DatasetInfo, runtime: Runtime) -> list[Shape]:
+        """[C,H,W] of each map, by a forward pass of one empty image that leaves the network as it was."""
+        training = self.network.training
+        self.network.eval()
+        maps = self(runtime.images(torch.zeros(1, *info.shape, device=runtime.device))).maps
+        self.network.train(training)
+        return [tuple(value.shape[1:]) for value in maps]
+
+
+class DataObjective(Objective):
+    """Cross-entropy and imitation, and nothing of its own: what an objective that looks at logits alone builds on."""
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "ce", "kd")
+    settings: ObjectiveSettings
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        info: DatasetInfo,
+        settings: ObjectiveSettings,
+        runtime: Runtime,
+        trained: tuple[nn.Module, ...] = (),
+    ) -> None:
+        self.needs_labels = bool(settings.ce)  # type: ignore[misc]
+        super().__init__(teacher, student, info, settings, runtime, trained)
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum and its terms, those of no weight as 0."""
+        answers = wide(self.teacher_answers(batch))
+        with self.runtime.autocast():
+            logits = self.student(batch.images)
+        return self.summed(wide(logits), answers, batch)
+
+    def summed(
+        self, student: torch.Tensor, teacher: torch.Tensor, batch: Batch, own: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """L = ce CE + kd T² KL + w `own`, and the terms, of logits [B,K]. What has no weight is not computed and is 0."""
+        settings, none = self.settings, student.new_zeros(())
+        ce = self.cross_entropy(student, batch) if settings.ce else none
+        kd = self.imitation(student, teacher) if settings.kd else none
+        found = {"loss": settings.ce * ce + settings.kd * kd, "ce": ce, "kd": kd}
+        if own is None:
+            return found
+        found["loss"] = found["loss"] + getattr(settings, settings.term) * own
+        return found | {settings.term: own}
+
+    def cross_entropy(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """CE of the student's logits [B,K] with the labels."""
+        return F.cross_entropy(student, batch.labels)
+
+    def imitation(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The distance of logits [B,K] that `settings.loss` names; KL times T²."""
+        return imitation(student, teacher, self.settings)
+
+
+class FeatureObjective(DataObjective):
+    """An objective with a term of its own on what is seen of both networks. A subclass gives `own`, and `heads` if it has any.
+
+    Heads are trained with the student: its optimiser, rate and weight decay, as in the benchmark's code.
+    """
+
+    needs_features = True
+    sees: ClassVar[str] = "maps"  # `maps`, `last`, `preacts`, `stem` (stem and maps), or `` for none
+    pooled: ClassVar[bool] = False  # whether the pooled feature is looked at
+    settings: FeatureSettings
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: FeatureSettings, runtime: Runtime
+    ) -> None:
+        term = settings.term
+        self.name = type(self).__name__
+        self.terms = ("loss", "ce", "kd", term)  # type: ignore[misc]
+        self.observed = {
+            "teacher": Observer(teacher, layer_names(teacher, "teacher", self.sees, settings.teacher_layers), self.pooled),
+            "student": Observer(student, layer_names(student, "student", self.sees, settings.student_layers), self.pooled),
+        }
+        theirs, ours = (observer.shapes(info, runtime) for observer in self.observed.values())
+        if len(ours) != len(theirs):
+            raise UserError(
+                f"{self.name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
+                "name the layers to pair in student_layers and teacher_layers."
+            )
+        self.check(ours, theirs)
+        self.heads = runtime.place(self.build(ours, theirs))
+        self.size = sum(parameter.numel() for parameter in self.heads.parameters())
+        if self.size:
+            logger.info("%s: heads of %s parameters are trained with the student", self.name, f"{self.size:,}")
+        super().__init__(teacher, student, info, settings, runtime, trained=(self.heads,))
+
+    def check(self, student: list[Shape], teacher: list[Shape]) -> None:
+        """Refuse pairs of maps [C,H,W] that the objective cannot take, by a `UserError` with the reason."""
+
+    def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:
+        """The heads for maps [C,H,W] of these shapes, trained with the student; freshly drawn."""
+        return nn.ModuleDict()
+
+    def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
+        """The objective's own term, a scalar without its weight; the teacher's side has no graph."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum and its terms."""
+        with torch.no_grad(), self.runtime.autocast():
+            teacher = self.observed["teacher"](batch.images)
+        with self.runtime.autocast():
+            student = self.observed["student"](batch.images)
+            own = self.own(student, teacher, batch)
+        return self.summed(student.logits, teacher.logits, batch, own)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The size of the heads, if there are any."""
+        return {"heads": f"{self.size} parameters trained with the student"} if self.size else {}
+
+    def parts(self) -> dict[str, object]:
+        """Student, optimiser and heads."""
+        return super().parts() | {"heads": self.heads}
+
+
+def layer_names(network: nn.Module, role: str, kind: str, chosen: Sequence[str]) -> list[str]:
+    """The layers whose outputs are looked at: the chosen ones, or the network's own of a kind.
+
+    Raises:
+        UserError: the network does not say which of its layers those are.
+    """
+    if chosen:
+        return list(chosen)
+    layers = getattr(network, "layers", Layers())
+    found: dict[str, tuple[str, ...]] = {
+        "": (),
+        "maps": layers.maps,
+        "last": layers.maps[-1:],
+        "preacts": layers.preacts,
+        "stem": (layers.stem, *layers.maps) if layers.stem else (),
+    }
+    if kind and not found[kind]:
+        what = {"preacts": "feature maps before their activation", "stem": "the output of the stem"}.get(kind, "feature maps")
+        own = getattr(network, "name", type(network).__name__)
+        raise MissingFeatures(own, what, f"it does not name such layers; name them in {role}_layers")
+    return list(found[kind])
+
+
+def to_smaller(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps [B,C,H,W] of one size: the larger is average-pooled to the size of the smaller."""
+    if one.shape[2] == other.shape[2]:
+        return one, other
+    height, width = min(one.shape[2:], other.shape[2:])
+    return F.adaptive_avg_pool2d(one, (height, width)), F.adaptive_avg_pool2d(other, (height, width))
