@@ -9,7 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfkd.errors import UserError
-from dfkd.methods.kd import ATSettings, KDSettings, ObjectiveSettings, TransferSettings, VanillaSettings
+from dfkd.methods.kd import FeatureSettings, KDSettings, ObjectiveSettings, TransferSettings
+from dfkd.methods.objectives import (
+    ATSettings,
+    CCSettings,
+    DKDSettings,
+    FitNetSettings,
+    KDrefineSettings,
+    LogitStdSettings,
+    NSTSettings,
+    PKTSettings,
+    RKDSettings,
+    SPSettings,
+    SRRLSettings,
+    SVDSettings,
+    VanillaSettings,
+    VIDSettings,
+)
 from dfkd.methods.settings import (
     AdaDFKDSettings,
     CMISettings,
@@ -42,6 +58,7 @@ __all__ = [
     "RESERVED",
     "ATSettings",
     "AdaDFKDSettings",
+    "CCSettings",
     "CMISettings",
     "CSDSettings",
     "ContrastiveSettings",
@@ -50,21 +67,33 @@ __all__ = [
     "DDASettings",
     "DFADSettings",
     "DFQSettings",
+    "DKDSettings",
     "DeepInversionSettings",
     "FastSettings",
+    "FeatureSettings",
+    "FitNetSettings",
     "FixedSettings",
     "GenerativeSettings",
     "InversionSettings",
     "KDSettings",
+    "KDrefineSettings",
+    "LogitStdSettings",
     "Method",
     "MethodSettings",
     "NAYERSettings",
+    "NSTSettings",
     "NoiseSettings",
     "ObjectiveSettings",
+    "PKTSettings",
+    "RKDSettings",
+    "SPSettings",
+    "SRRLSettings",
+    "SVDSettings",
     "SampledSettings",
     "StatisticsSettings",
     "SynthesisSettings",
     "TransferSettings",
+    "VIDSettings",
     "VanillaSettings",
     "ZSKTSettings",
     "register_method",
@@ -83,11 +112,13 @@ class Method:
     generator: bool = False  # its generator lives for the whole run and is kept as an artefact
     real: bool = False  # reads the real training images: not data-free
     transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are TransferSettings
+    equal_channels: bool = False  # takes only pairs whose feature maps have the same channels, such as resnet56 and resnet20
 
 
-def _with_data(settings: type[ObjectiveSettings], objective: str) -> Method:
+def _with_data(settings: type[ObjectiveSettings], objective: str, equal_channels: bool = False) -> Method:
     """An objective of `dfkd.distillation.zoo` on a transfer set."""
-    return Method(settings, "dfkd.synthesis.fixed:Fixed", f"dfkd.distillation.zoo.{objective}", transfer=True)
+    fixed, module = "dfkd.synthesis.fixed:Fixed", f"dfkd.distillation.zoo.{objective}"
+    return Method(settings, fixed, module, transfer=True, equal_channels=equal_channels)
 
 
 METHODS: dict[str, Method] = {
@@ -112,7 +143,19 @@ METHODS: dict[str, Method] = {
     "real": Method(FixedSettings, "dfkd.synthesis.controls:Real", real=True),
     "kd": Method(KDSettings, "dfkd.synthesis.fixed:Fixed", "dfkd.distillation.kd:VanillaKD", transfer=True),
     "kd-vanilla": _with_data(VanillaSettings, "vanilla:Vanilla"),
+    "kd-logitstd": _with_data(LogitStdSettings, "standardised:LogitStd"),
+    "kdrefine": _with_data(KDrefineSettings, "standardised:KDrefine"),
+    "kd-dkd": _with_data(DKDSettings, "dkd:DKD"),
+    "kd-fitnet": _with_data(FitNetSettings, "fitnet:FitNet"),
     "kd-at": _with_data(ATSettings, "at:AT"),
+    "kd-sp": _with_data(SPSettings, "sp:SP"),
+    "kd-cc": _with_data(CCSettings, "cc:CC"),
+    "kd-vid": _with_data(VIDSettings, "vid:VID"),
+    "kd-rkd": _with_data(RKDSettings, "rkd:RKD"),
+    "kd-pkt": _with_data(PKTSettings, "pkt:PKT"),
+    "kd-nst": _with_data(NSTSettings, "nst:NST"),
+    "kd-svd": _with_data(SVDSettings, "svd:SVD", equal_channels=True),
+    "kd-srrl": _with_data(SRRLSettings, "srrl:SRRL"),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}
