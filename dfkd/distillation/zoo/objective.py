@@ -104,7 +104,7 @@ class DataObjective(Objective):
     def summed(
         self, student: torch.Tensor, teacher: torch.Tensor, batch: Batch, own: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """L = ce CE + kd T² KL + w `own`, and the terms, of logits [B,K]. What has no weight is not computed and not among them."""
+        """L = ce CE + kd T² KL + w `own`, and the terms, of logits [B,K]. What has no weight is left out."""
         settings, terms = self.settings, {}
         if settings.ce:
             terms["ce"] = self.cross_entropy(student, batch)
@@ -224,5 +224,5 @@ def to_smaller(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, to
     """Maps [B,C,H,W] of one size: what is larger along an axis is average-pooled to the smaller."""
     if one.shape[2:] == other.shape[2:]:
         return one, other
-    size = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
-    return F.adaptive_avg_pool2d(one, size), F.adaptive_avg_pool2d(other, size)
+    height, width = (min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True))
+    return F.adaptive_avg_pool2d(one, (height, width)), F.adaptive_avg_pool2d(other, (height, width))
