@@ -139,6 +139,11 @@ def can_compile(device: torch.device) -> bool:
     return shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """float32 where it was less, since autocast gives less; float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def derive_seed(*keys: int | str) -> int:
     """A 63-bit seed that depends on all keys and their order, e.g. `derive_seed(seed, "init", block)`."""
     digest = hashlib.sha256("\x1f".join(str(key) for key in keys).encode()).digest()

@@ -31,7 +31,7 @@ from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import History
-from dfkd.methods import METHODS, KDSettings, MethodSettings, transfer_set
+from dfkd.methods import METHODS, MethodSettings, TransferSettings, transfer_set
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.plugins import code_hash
@@ -107,8 +107,8 @@ def distill(
     first = state["turn"] if state else 0
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
 
-    notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
-    notes |= rollback_notes(checkpoint.folder)
+    notes = synthesizer.notes | objective.notes | rollback_notes(checkpoint.folder)
+    notes |= {"transfer_set": settings.transfer_set} if isinstance(settings, TransferSettings) else {}
     meta = _bank_meta(card, readers, chosen, seed, method, architecture, notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
@@ -212,7 +212,7 @@ def _check_given(method: str, kind: str, banks: Sequence[Path], data: Path | Non
     if (kind in ("train", "dataset", "folder")) != (data is not None):
         needs = f"distils on transfer_set {kind}" if kind else "makes its images"
         wants = "give the images with --data" if data is None else "leave --data away"
-        raise UserError(f"method {method}: {needs}; {wants} (it is for the control 'real' and for 'kd').")
+        raise UserError(f"method {method}: {needs}; {wants} (it is for the control 'real' and for the 'kd' methods).")
     if METHODS[method].transfer and (kind == "bank") != bool(banks):
         wants = "give the bank with --bank" if not banks else "leave --bank away"
         raise UserError(f"method {method}: distils on transfer_set {kind}; {wants}.")

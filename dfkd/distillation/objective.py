@@ -85,6 +85,11 @@ class Objective(ABC):
         with torch.no_grad(), self.runtime.autocast():
             return self.teacher(batch.images)
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a reader of the results has to know of this run besides its settings; goes into the cards and the bank."""
+        return {}
+
     def parts(self) -> dict[str, Any]:
         """All that a resumed run needs, as objects with `state_dict` and `load_state_dict`."""
         return {"student": self.student, "optimiser": self.optimiser}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd.errors import UserError
+from dfkd.runtime import wide
 
 
 class _ChannelMoments(torch.autograd.Function):
@@ -162,8 +163,8 @@ def one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def kl_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 KL(softmax(t / tau) || softmax(s / tau)), batch mean (Hinton et al. 2015). Logits [B,K]; neither is detached."""
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(wide(student) / temperature, dim=1)
+    log_p = F.log_softmax(wide(teacher) / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 

@@ -257,9 +257,9 @@ def seeds_of(wildcards):
 
 
 def compared(wildcards):
-    """The methods of a comparison: the campaign's for one of a campaign, else those of the config."""
+    """The methods of a comparison: the campaign's for one of a campaign, else those of the config, or of a list in it."""
     if not wildcards.get("campaign"):
-        return CONFIG.compare
+        return CONFIG.compared(wildcards.get("comparison", ""))
     pair = wildcards.dataset, wildcards.teacher, wildcards.student
     cells = campaign_cells(wildcards.campaign)[pair]
     return [cell.method for cell in cells if cell.method != SCRATCH]

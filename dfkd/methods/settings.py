@@ -1,18 +1,14 @@
-"""The methods: name → settings, synthesizer, objective, banks. What the workflow has to know of them; imports no torch.
+"""What each method can set, with the published values as defaults. Imports no torch.
 
-A method is two choices: how images are made (a `Synthesizer`) and what the student minimises on them (an `Objective`).
-docs/extending.md shows how to add one, from outside the package too.
+Distillation on images that are there has its settings in `dfkd.methods.kd`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dfkd.errors import UserError
-from dfkd.plugins import note
 from dfkd.settings import Blocks, Count, Rate, StageSettings, Weight
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -301,109 +297,5 @@ class FixedSettings(MethodSettings):
     milestones: list[int] = Field([120, 150, 180])
 
 
-class KDSettings(FixedSettings):
-    """Vanilla distillation on a transfer set, as the field's script for it has it: temperature 1."""
-
-    temperature: Rate = 1.0
-    transfer_set: str = Field(
-        "train",
-        description="the images: `train`, the data set's own; `dataset:NAME`, another's, or `folder:PATH`, without labels; "
-        "`bank:init`, `bank:variations`, `bank:PATH`",
-    )
-    alpha: Weight = Field(1.0, description="weight of the imitation of the teacher")
-    beta: Weight = Field(0.0, description="weight of the cross-entropy with the labels, of `train` or of a bank")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> KDSettings:
-        kind, value = self.transfer
-        if not (self.transfer_set == "train" or (kind in ("dataset", "folder", "bank") and value)):
-            raise ValueError(
-                f"transfer_set '{self.transfer_set}': expected train, dataset:NAME, folder:PATH, bank:init, bank:variations "
-                "or bank:PATH"
-            )
-        if self.beta and kind in ("dataset", "folder"):
-            raise ValueError(f"beta has no effect on the images of '{self.transfer_set}', which have no labels: set it to 0")
-        if not self.alpha and not self.beta:
-            raise ValueError("alpha and beta are both 0: nothing is left to learn from")
-        return self
-
-    @property
-    def transfer(self) -> tuple[str, str]:
-        """Kind and value of the transfer set: `bank:init` is ("bank", "init")."""
-        kind, _, value = self.transfer_set.partition(":")
-        return kind, value
-
-
 class NoiseSettings(FixedSettings, SampledSettings):
     """The control `noise`: plain distillation on uniform noise."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the workflow and the command line know of a method without importing it."""
-
-    settings: type[MethodSettings]
-    synthesizer: str  # "module:class"
-    objective: str = "dfkd.distillation.kd:KD"  # "module:class"
-    banks: tuple[str, ...] = ()  # the teacher's banks that it starts from: `init`, `variations`
-    generator: bool = False  # its generator lives for the whole run and is kept as an artefact
-    real: bool = False  # reads the real training images: not data-free
-    transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are KDSettings
-
-
-METHODS: dict[str, Method] = {
-    "dda": Method(DDASettings, "dfkd.synthesis.dda:DDA", "dfkd.distillation.csd:CSDObjective", ("init", "variations")),
-    "csd": Method(CSDSettings, "dfkd.synthesis.csd:CSD", "dfkd.distillation.csd:CSDObjective", ("init",)),
-    "cmi": Method(CMISettings, "dfkd.synthesis.cmi:CMI"),
-    "cmi-adversarial": Method(CMISettings, "dfkd.synthesis.cmi:CMI", banks=("init",)),
-    "cmi-nonadversarial": Method(FixedSettings, "dfkd.synthesis.fixed:Fixed", banks=("init",)),
-    "deepinv": Method(DeepInversionSettings, "dfkd.synthesis.deepinv:DeepInversion"),
-    "dafl": Method(DAFLSettings, "dfkd.synthesis.dafl:DAFL", generator=True),
-    "zskt": Method(ZSKTSettings, "dfkd.synthesis.zskt:ZSKT", generator=True),
-    "dfad": Method(DFADSettings, "dfkd.synthesis.dfad:DFAD", generator=True),
-    "dfq": Method(DFQSettings, "dfkd.synthesis.dfq:DFQ", generator=True),
-    "fast": Method(FastSettings, "dfkd.synthesis.fast:Fast", generator=True),
-    "fastmeta": Method(FastSettings, "dfkd.synthesis.fast:FastMeta", generator=True),
-    "cudfkd": Method(CuDFKDSettings, "dfkd.synthesis.cudfkd:CuDFKD", "dfkd.distillation.self_paced:SelfPaced", generator=True),
-    "adadfkd": Method(
-        AdaDFKDSettings, "dfkd.synthesis.adadfkd:AdaDFKD", "dfkd.distillation.self_paced:Relational", generator=True
-    ),
-    "nayer": Method(NAYERSettings, "dfkd.synthesis.nayer:NAYER"),
-    "noise": Method(NoiseSettings, "dfkd.synthesis.controls:Noise"),
-    "real": Method(FixedSettings, "dfkd.synthesis.controls:Real", real=True),
-    "kd": Method(KDSettings, "dfkd.synthesis.fixed:Fixed", "dfkd.distillation.kd:VanillaKD", transfer=True),
-}
-# Second names: results have a folder of their own, the settings are those of the first name.
-ALIASES = {"adi": "deepinv"}
-METHODS |= {alias: METHODS[name] for alias, name in ALIASES.items()}
-DEFAULT_METHOD = "dda"
-
-# Folders that lie beside those of the methods in results/.
-RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare", "campaigns", "scratch")
-
-
-def transfer_set(method: str, settings: MethodSettings) -> tuple[str, str]:
-    """Kind and value of the images that are given to a method and that it distils on as they are; ("", "") for most.
-
-    The kinds: `train`, `dataset`, `folder`, `bank`; a value is the data set's name, the folder, `init`, `variations` or a bank.
-    """
-    if METHODS[method].real:
-        return "train", ""
-    return settings.transfer if METHODS[method].transfer and isinstance(settings, KDSettings) else ("", "")
-
-
-def register_method(name: str, method: Method) -> None:
-    """Add a method of your own; its settings are those of config/methods/NAME.yaml, its target results/NAME/….json.
-
-    Raises:
-        UserError: the name is taken or not of the form [a-z0-9-]+, or the method is not what the workflow can run.
-    """
-    if not (isinstance(method, Method) and isinstance(method.settings, type) and issubclass(method.settings, MethodSettings)):
-        raise UserError(f"method '{name}': expected Method(settings, …) with a subclass of MethodSettings.")
-    own = f"{method.settings.__module__}:{method.settings.__name__}"
-    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), method.synthesizer, method.objective, own)
-    if method.transfer and not issubclass(method.settings, KDSettings):
-        raise UserError(f"method '{name}': a transfer set needs settings derived from KDSettings.")
-    if not set(method.banks) <= {"init", "variations"}:
-        raise UserError(f"method '{name}': banks {method.banks}; there are 'init' and 'variations'.")
-    METHODS[name] = method
