@@ -10,6 +10,15 @@ from dataclasses import dataclass
 
 from dfkd.errors import UserError
 from dfkd.methods.kd import ATSettings, KDSettings, ObjectiveSettings, TransferSettings, VanillaSettings
+from dfkd.methods.kd_stages import (
+    ABSettings,
+    CRDKDSettings,
+    CRDSettings,
+    FSPSettings,
+    FTSettings,
+    SemCKDSettings,
+    TwoStageSettings,
+)
 from dfkd.methods.settings import (
     AdaDFKDSettings,
     CMISettings,
@@ -40,9 +49,12 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "RESERVED",
+    "ABSettings",
     "ATSettings",
     "AdaDFKDSettings",
     "CMISettings",
+    "CRDKDSettings",
+    "CRDSettings",
     "CSDSettings",
     "ContrastiveSettings",
     "CuDFKDSettings",
@@ -51,6 +63,8 @@ __all__ = [
     "DFADSettings",
     "DFQSettings",
     "DeepInversionSettings",
+    "FSPSettings",
+    "FTSettings",
     "FastSettings",
     "FixedSettings",
     "GenerativeSettings",
@@ -62,9 +76,11 @@ __all__ = [
     "NoiseSettings",
     "ObjectiveSettings",
     "SampledSettings",
+    "SemCKDSettings",
     "StatisticsSettings",
     "SynthesisSettings",
     "TransferSettings",
+    "TwoStageSettings",
     "VanillaSettings",
     "ZSKTSettings",
     "register_method",
@@ -83,11 +99,14 @@ class Method:
     generator: bool = False  # its generator lives for the whole run and is kept as an artefact
     real: bool = False  # reads the real training images: not data-free
     transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are TransferSettings
+    first_stage: str = ""  # "module:class" of what is trained before the student's run; settings are TwoStageSettings
 
 
-def _with_data(settings: type[ObjectiveSettings], objective: str) -> Method:
+def _with_data(settings: type[ObjectiveSettings], objective: str, first_stage: str = "") -> Method:
     """An objective of `dfkd.distillation.zoo` on a transfer set."""
-    return Method(settings, "dfkd.synthesis.fixed:Fixed", f"dfkd.distillation.zoo.{objective}", transfer=True)
+    first_stage = f"dfkd.distillation.zoo.{first_stage}" if first_stage else ""
+    own = f"dfkd.distillation.zoo.{objective}"
+    return Method(settings, "dfkd.synthesis.fixed:Fixed", own, transfer=True, first_stage=first_stage)
 
 
 METHODS: dict[str, Method] = {
@@ -113,6 +132,12 @@ METHODS: dict[str, Method] = {
     "kd": Method(KDSettings, "dfkd.synthesis.fixed:Fixed", "dfkd.distillation.kd:VanillaKD", transfer=True),
     "kd-vanilla": _with_data(VanillaSettings, "vanilla:Vanilla"),
     "kd-at": _with_data(ATSettings, "at:AT"),
+    "kd-crd": _with_data(CRDSettings, "crd:CRD"),
+    "kd-crd-kd": _with_data(CRDKDSettings, "crd:CRD"),
+    "kd-semckd": _with_data(SemCKDSettings, "semckd:SemCKD"),
+    "kd-ab": _with_data(ABSettings, "ab:AB", first_stage="ab:Boundaries"),
+    "kd-ft": _with_data(FTSettings, "ft:FT", first_stage="ft:Paraphrasing"),
+    "kd-fsp": _with_data(FSPSettings, "fsp:FSP", first_stage="fsp:Flow"),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}
@@ -142,9 +167,12 @@ def register_method(name: str, method: Method) -> None:
     if not (isinstance(method, Method) and isinstance(method.settings, type) and issubclass(method.settings, MethodSettings)):
         raise UserError(f"method '{name}': expected Method(settings, …) with a subclass of MethodSettings.")
     own = f"{method.settings.__module__}:{method.settings.__name__}"
-    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), method.synthesizer, method.objective, own)
+    parts = [part for part in (method.synthesizer, method.objective, method.first_stage) if part]
+    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), *parts, own)
     if method.transfer and not issubclass(method.settings, TransferSettings):
         raise UserError(f"method '{name}': a transfer set needs settings derived from TransferSettings.")
+    if method.first_stage and not (method.transfer and issubclass(method.settings, TwoStageSettings)):
+        raise UserError(f"method '{name}': a first stage needs a transfer set and settings derived from TwoStageSettings.")
     if not set(method.banks) <= {"init", "variations"}:
         raise UserError(f"method '{name}': banks {method.banks}; there are 'init' and 'variations'.")
     METHODS[name] = method

@@ -7,7 +7,7 @@ Every feature map is the output of a layer that is named: by the model (`Classif
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.kd import imitation
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.errors import UserError
-from dfkd.methods.kd import FeatureSettings, ObjectiveSettings
+from dfkd.methods.kd import ObjectiveSettings
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.classifier import Layers
 from dfkd.models.taps import Taps
@@ -122,24 +122,19 @@ class FeatureObjective(DataObjective):
     needs_features = True
     sees: ClassVar[str] = "maps"  # `maps`, `last`, `preacts`, `stem` (stem and maps), or `` for none
     pooled: ClassVar[bool] = False  # whether the pooled feature is looked at
-    settings: FeatureSettings
+    paired: ClassVar[bool] = True  # one map of the student to one of the teacher
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: FeatureSettings, runtime: Runtime
+        self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: ObjectiveSettings, runtime: Runtime
     ) -> None:
         term = settings.term
-        self.name = type(self).__name__
+        self.settings, self.name = settings, type(self).__name__
         self.terms = ("loss", "ce", "kd", term)  # type: ignore[misc]
-        self.observed = {
-            "teacher": Observer(teacher, layer_names(teacher, "teacher", self.sees, settings.teacher_layers), self.pooled),
-            "student": Observer(student, layer_names(student, "student", self.sees, settings.student_layers), self.pooled),
-        }
-        theirs, ours = (observer.shapes(info, runtime) for observer in self.observed.values())
-        if len(ours) != len(theirs):
-            raise UserError(
-                f"{self.name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
-                "name the layers to pair in student_layers and teacher_layers."
-            )
+        self.observed = observers(teacher, student, settings, self.sees, self.pooled)
+        if self.paired:
+            ours, theirs = paired(self.name, self.observed, info, runtime)
+        else:
+            ours, theirs = (self.observed[role].shapes(info, runtime) for role in ("student", "teacher"))
         self.check(ours, theirs)
         self.heads = runtime.place(self.build(ours, theirs))
         self.size = sum(parameter.numel() for parameter in self.heads.parameters())
@@ -175,6 +170,34 @@ class FeatureObjective(DataObjective):
     def parts(self) -> dict[str, object]:
         """Student, optimiser and heads."""
         return super().parts() | {"heads": self.heads}
+
+
+def observers(
+    teacher: nn.Module, student: nn.Module, settings: ObjectiveSettings, kind: str, pooled: bool = False
+) -> dict[str, Observer]:
+    """Both networks, looked at where the settings say, or where the networks themselves do for features of a kind."""
+    chosen = {role: getattr(settings, f"{role}_layers", []) for role in ("teacher", "student")}
+    networks = {"teacher": teacher, "student": student}
+    return {
+        role: Observer(network, layer_names(network, role, kind, chosen[role]), pooled) for role, network in networks.items()
+    }
+
+
+def paired(
+    name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime
+) -> tuple[list[Shape], list[Shape]]:
+    """[C,H,W] of the student's maps and of the teacher's, as many of the one as of the other.
+
+    Raises:
+        UserError: their numbers differ; the sentence begins with `name`.
+    """
+    ours, theirs = (observed[role].shapes(info, runtime) for role in ("student", "teacher"))
+    if len(ours) != len(theirs):
+        raise UserError(
+            f"{name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
+            "name the layers to pair in student_layers and teacher_layers."
+        )
+    return ours, theirs
 
 
 def layer_names(network: nn.Module, role: str, kind: str, chosen: Sequence[str]) -> list[str]:
