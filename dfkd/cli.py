@@ -60,6 +60,10 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: cha
 Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
 TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
 TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]
+Banks = Annotated[list[Path] | None, typer.Option("--bank", help="image bank of this teacher (repeatable)")]
+Data = Annotated[
+    Path | None, typer.Option(help="images to distil on, for `real` and the `kd` methods: a prepared data set or a folder")
+]
 Output = Annotated[Path, typer.Option("--output", "-o")]
 
 
@@ -196,16 +200,43 @@ def augment(
     run(teacher, bank, chosen, output, rejected, plot, checkpoints, _runtime(chosen, device))
 
 
+@app.command(
+    "first-stage",
+    epilog="The settings are the method's; those that count here are named in docs/methods/two-stage.md. "
+    "`dfkd settings distill --method NAME` explains them.",
+)
+def first_stage(
+    teacher: TeacherFile,
+    student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
+    method: Annotated[str, typer.Option(help=", ".join(name for name, own in METHODS.items() if own.first_stage))],
+    output: Output,
+    bank: Banks = None,
+    data: Data = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    checkpoints: Checkpoints = Path("results/checkpoints/first_stage"),
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> None:
+    """Train what a method in two stages starts its students from."""
+    from dfkd.distillation.first_stage import train_first_stage as run
+
+    method, student = check_method(method), check_model(student)
+    chosen = _settings("distill", settings, changes, method)
+    run(teacher, bank or [], student, chosen, seed, output, checkpoints, _runtime(chosen, device), method, data)
+
+
 @app.command(epilog=_epilog("distill"))
 def distill(
     teacher: TeacherFile,
     student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
     test: TestFile,
     output: Output,
-    bank: Annotated[list[Path] | None, typer.Option(help="image bank of this teacher (repeatable)")] = None,
+    bank: Banks = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
-    data: Annotated[
-        Path | None, typer.Option(help="images to distil on, for `real` and `kd`: a prepared data set or a folder")
+    data: Data = None,
+    first_stage: Annotated[
+        Path | None, typer.Option(help="what `dfkd first-stage` has made, for methods in two stages")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
@@ -219,7 +250,8 @@ def distill(
     method = check_method(method)
     chosen = _settings("distill", settings, changes, method)
     runtime = _runtime(chosen, device)
-    run(teacher, bank or [], check_model(student), test, chosen, seed, output, checkpoints, runtime, method, data)
+    student = check_model(student)
+    run(teacher, bank or [], student, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage)
 
 
 @app.command(epilog=_epilog("evaluate"))

@@ -36,7 +36,7 @@ class WeightsCard(BaseModel):
 
     architecture: str
     dataset: DatasetInfo
-    role: Literal["teacher", "student", "diffusion", "generator"]
+    role: Literal["teacher", "student", "diffusion", "generator", "paraphraser"]
     stage: str
     stage_version: int
     settings: dict[str, Any]
@@ -114,8 +114,9 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> tuple[nn.Mod
         UserError: see `load_state`; also when the tensors do not fit the architecture on the card.
     """
     card = read_card(path)
-    if card.role == "diffusion":
-        raise UserError(f"{path}: these are weights of a diffusion model; give those of a teacher or a student.")
+    if card.role in ("diffusion", "paraphraser"):
+        what = "diffusion model" if card.role == "diffusion" else card.role
+        raise UserError(f"{path}: these are weights of a {what}; give those of a teacher or a student.")
     state = load_state(path)
     model = _fitted(card.architecture, card.dataset, state, str(path))
     model.eval().requires_grad_(False)

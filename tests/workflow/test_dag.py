@@ -79,6 +79,8 @@ def test_a_method_has_the_jobs_that_it_needs(workflow):
         "nayer": {**teacher, "distill": 1, **below},
         "real": {**teacher, "distill_transfer": 1, **below},
         "kd": {**teacher, "distill_transfer": 1, **below},
+        "kd-at": {**teacher, "distill_transfer": 1, **below},
+        "kd-ab": {**teacher, "first_stage": 1, "distill_two_stage": 1, **below},
     }
     answers = workflow.batch([plan(f"results/{method}/digits_wrn162_wrn161.json") for method in wanted])
     assert [jobs_in(output) for _, output in answers] == list(wanted.values())
@@ -168,7 +170,11 @@ def relatives():
 
 def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
-    added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_transfer": ("input", {"data"})}
+    added = {
+        "distill_generator": ("output", {"generator", "generator_card"}),
+        "distill_transfer": ("input", {"data"}),
+        "distill_two_stage": ("input", {"data", "first_stage"}),
+    }
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():
         own, changes = relatives()[name]
@@ -193,5 +199,5 @@ def test_the_cluster_profile_names_rules_that_exist():
     profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
     assert set(profile["set-resources"]) <= {*rules(), *relatives()}
     stopped = {name for name, wanted in profile["set-resources"].items() if "TERM" in wanted["slurm_extra"]}
-    assert stopped >= {"teacher", "init_shard", "augment", "distill", *relatives()}
+    assert stopped >= {"teacher", "init_shard", "augment", "first_stage", "distill", *relatives()}
     assert profile["slurm-status-command"] == "squeue"

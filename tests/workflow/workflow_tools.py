@@ -36,6 +36,7 @@ beside = {{
     "teacher": ["weights.json", "history.csv", "timing.csv", "cost.json"],
     "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
     "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
+    "first-stage": ["first_stage.json", *("first_stage." + name for name in ("history.csv", "timing.csv", "cost.json"))],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
     "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
     "plot": ["bank.png", "report.html", "summary.html"],

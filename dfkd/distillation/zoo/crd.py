@@ -45,7 +45,9 @@ class MemoryBanks(nn.Module):
         bound = math.sqrt(3 / dim)
         self.register_buffer("student", torch.empty(count, dim).uniform_(-bound, bound))
         self.register_buffer("teacher", torch.empty(count, dim).uniform_(-bound, bound))
-        self.register_buffer("constants", torch.full((2,), -1.0))  # Z of the student's anchors, of the teacher's; -1: not set yet
+        self.register_buffer(
+            "constants", torch.full((2,), -1.0)
+        )  # Z of the student's anchors, of the teacher's; -1: not set yet
         self.student: torch.Tensor
         self.teacher: torch.Tensor
         self.constants: torch.Tensor

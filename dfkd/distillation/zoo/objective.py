@@ -183,9 +183,7 @@ def observers(
     }
 
 
-def paired(
-    name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime
-) -> tuple[list[Shape], list[Shape]]:
+def paired(name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime) -> tuple[list[Shape], list[Shape]]:
     """[C,H,W] of the student's maps and of the teacher's, as many of the one as of the other.
 
     Raises:
