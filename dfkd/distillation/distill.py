@@ -68,8 +68,8 @@ def distill(
         first_stage: what the first stage of a method in two stages has kept.
 
     Raises:
-        UserError: a bank of another teacher, an unknown method, a transfer set or a first stage that does not fit, a model that cannot take
-            the images or the method.
+        UserError: a bank of another teacher, an unknown method, a transfer set or a first stage that does not fit, a model
+            that cannot take the images or the method.
     """
     check_method(method)
     teacher_model, card = load_model(teacher, runtime)

@@ -96,7 +96,7 @@ def train_first_stage(
                     raise UserError(f"{method}: the loss of the first stage is not finite in epoch {epoch}; lower first_lr.")
                 history.append(row, training.cost.seconds, steps * settings.batch_size)
                 if history.shows(settings.first_epochs):
-                    history.show("training views", training.shown)
+                    history.show("training views", to_bytes(denormalise(training.images[:SHOWN], info)))
                 note = f"epoch {epoch}  loss {row['loss']:.4f}"
             if last or stop:
                 checkpoint.save({**training.state(), **history.state()})
@@ -135,13 +135,17 @@ class Training:
         self.networks = nn.ModuleList(stage.trained)
         settings = stage.settings
         self.optimiser = torch.optim.SGD(
-            self.networks.parameters(), lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.networks.parameters(),
+            lr=rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=self.runtime.precision == "fast",
         )
         self.order = ShuffledPasses(store.count, settings.batch_size, seed, "first-stage order")
         self.loss = self.runtime.compiled(stage.loss)
         self.cost, self.done = Cost(), 0
         self.total = torch.zeros((), device=self.runtime.device)  # losses of the epoch so far
-        self.shown: torch.Tensor | None = None
+        self.images = torch.empty(0)  # of the last step
         stage.student.eval()
         self.networks.train()
 
@@ -154,7 +158,7 @@ class Training:
         loss.backward()
         self.optimiser.step()
         self.total += loss.detach()
-        self.shown = to_bytes(denormalise(images[:SHOWN], self.info))
+        self.images = images
         self.done += 1
         self.cost.optimiser_steps += 1
         self.cost.teacher_queries += len(index)

@@ -1,4 +1,4 @@
-"""AB: the student's neurons learn on which side of zero the teacher's are (Heo et al., arXiv 1811.03233, in the benchmark's form).
+"""AB: the student learns on which side of zero the teacher's neurons are (Heo et al., arXiv 1811.03233, the benchmark's form).
 
 First stage, without labels, on the maps before their activation, a_i = connector_i(f_S,i) and t_i = f_T,i, margin 1:
 
@@ -6,8 +6,8 @@ First stage, without labels, on the maps before their activation, a_i = connecto
     L   = Σ_i 2^(i−n+1) l_i · 3 / (1000 B),   i = 0 … n−1
 
 It trains the student up to its last map and the connectors, which are not kept; the rest of the student stays as it was drawn.
-The main stage is cross-entropy (and imitation, if `kd` has a weight) from there: the published code's weight of the term acts on
-nothing. A WRN's BatchNorms see each batch once here (twice there).
+The main stage is cross-entropy (and imitation, if `kd` has a weight) from there: the published code's weight of the term has no
+effect. A WRN's BatchNorms see each batch once here (twice there).
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ I = [positive, K negatives of other classes] has
 
 with Z = n · mean exp(…) of the first batch, then frozen. After the step row M[x] ← N(m M[x] + (1 − m) v(x)).
 
-Deviations: the negatives are drawn on the device, without repetition as in the published code, by sorting hashed keys whose seeds
-come from torch's global CPU generator; a K beyond what the other classes offer is refused (the published sampler then repeats). No
-rows are gathered: one product of the batch with a bank, block by block, of which scalars are taken. In fp32 in any precision.
+Deviations: the negatives are drawn on the device, without repetition as in the published code, by sorting hashed keys whose
+seeds come from torch's global CPU generator; a K beyond what the other classes offer is refused (the published sampler then
+repeats). No rows are gathered: one product of the batch with a bank, block by block, of which scalars are taken. In fp32 in any
+precision.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ class MemoryBanks(nn.Module):
         bound = math.sqrt(3 / dim)
         self.register_buffer("student", torch.empty(count, dim).uniform_(-bound, bound))
         self.register_buffer("teacher", torch.empty(count, dim).uniform_(-bound, bound))
-        self.register_buffer(
-            "constants", torch.full((2,), -1.0)
-        )  # Z of the student's anchors, of the teacher's; -1: not set yet
+        self.register_buffer("constants", torch.full((2,), -1.0))  # Z of the student's anchors and the teacher's; -1: unset
         self.student: torch.Tensor
         self.teacher: torch.Tensor
         self.constants: torch.Tensor

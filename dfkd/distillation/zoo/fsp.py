@@ -5,13 +5,14 @@ First stage, without labels, on the stem's output and all maps, g_0 … g_n, the
     M_i = 1/HW Σ_hw g_{i+1}[d,hw] g_i[c,hw]      [B,C_{i+1},C_i]
     L   = Σ_i mean (M_i^S − M_i^T)²
 
-`form: code` is that, with average pooling; `form: paper` pools by the maximum and sums the squares of a matrix, mean over the batch.
+`form: code` is that, with average pooling; `form: paper` pools by the maximum and sums a matrix's squares, mean over the batch.
 It trains the student up to its last map. The main stage is cross-entropy (and imitation, if `kd` has a weight) from there: the
-published code's weight of the term acts on nothing. Channels must agree at every map.
+published code's weight of the term has no effect. Channels must agree at every map.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -32,9 +33,9 @@ def flow(maps: list[torch.Tensor], form: Form = "code") -> list[torch.Tensor]:
     """[B,C_i,H_i,W_i] in their order → the matrices M_i [B,C_{i+1},C_i] between each and the next."""
     pool = F.adaptive_avg_pool2d if form == "code" else F.adaptive_max_pool2d
     found = []
-    for before, after in zip(maps, maps[1:], strict=False):
-        size = min(before.shape[2:], after.shape[2:])
-        ours, next_ = (value if value.shape[2:] == size else pool(value, size) for value in (before, after))
+    for before, after in itertools.pairwise(maps):
+        size = min(before.shape[2], after.shape[2]), min(before.shape[3], after.shape[3])
+        ours, next_ = (value if tuple(value.shape[2:]) == size else pool(value, size) for value in (before, after))
         found.append(next_.flatten(2) @ ours.flatten(2).transpose(1, 2) / (size[0] * size[1]))
     return found
 

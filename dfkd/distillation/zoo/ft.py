@@ -1,18 +1,19 @@
 """FT: the student imitates factors of the teacher's last map (Kim et al., arXiv 1802.04977, in the benchmark's form).
 
 First stage, without labels and without the student: a paraphraser of the teacher's last map f_T learns to give it back,
-L = mean (decoder(encoder(f_T)) − f_T)². It is frozen then. Main stage: a translator, trained with the student, brings the student's
-last map to the size of the factor F_T = encoder(f_T):
+L = mean (decoder(encoder(f_T)) − f_T)². It is frozen then. Main stage: a translator, trained with the student, brings the
+student's last map to the size of the factor F_T = encoder(f_T):
 
     L_FT = mean_{b,hw} |A(translator(f_S)) − A(F_T)|,   A(F) = N(vec(mean_c F_c²))
 
 `form: code` is that: the benchmark's code compares where the factors are strong, not the factors. `form: paper` compares the
-factors, flattened and divided by their L2 norms, by the L1 norm, mean over the batch; its scale is another, so `ft` wants another
-value. The larger of two maps is average-pooled first. The encoder goes without the decoder in the main stage.
+factors, flattened and divided by their L2 norms, by the L1 norm, mean over the batch; its scale is another, so `ft` wants
+another value. The larger of two maps is average-pooled first. The encoder goes without the decoder in the main stage.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Literal
 
 import torch
@@ -34,7 +35,7 @@ def stack(widths: list[int], transposed: bool = False, norm: bool = False) -> nn
     """3×3 convolutions from width to width, each followed by a leaky ReLU, and by a BatchNorm before it with `norm`."""
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         between = [nn.BatchNorm2d(outputs)] if norm else []
         layers += [kind(inputs, outputs, 3, 1, 1), *between, nn.LeakyReLU(SLOPE)]
     return nn.Sequential(*layers)

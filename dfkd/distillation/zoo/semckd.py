@@ -1,13 +1,14 @@
-"""SemCKD: every map of the student learns from every map of the teacher, weighed image by image (Chen et al., arXiv 2012.03236).
+"""SemCKD: every map of the student learns from every map of the teacher, weighed per image (Chen et al., arXiv 2012.03236).
 
     s_i = F_i F_iᵀ           similarities of the batch's images in map i, [B,B]; t_j likewise
     w_bij = softmax_j <q_i(s_i)_b, k_j(t_j)_b>       q, k: Linear B→B/2, ReLU, Linear B/2→B/4, L2 norm
     L = mean_b 1/S Σ_i Σ_j w_bij mean_chw (Proj_ij(F_i) − F_j)²
 
-Proj_ij is 1×1, 3×3, 1×1 over twice the teacher's channels, with BatchNorm and ReLU between; the larger map is average-pooled first.
+Proj_ij is 1×1, 3×3, 1×1 over twice the teacher's channels, with BatchNorm and ReLU between; the larger map is average-pooled
+first.
 
 Deviations from KDrefine's copy of the code: its two linear layers without effect are left away; the queries are as wide as the
-batch, so a batch of another size is refused (there, CIFAR-100's last one of 16 images is silently taken for 64 quarters of images).
+batch, so a batch of another size is refused (there, CIFAR-100's last one of 16 images is silently taken for 64 quarters).
 """
 
 from __future__ import annotations
