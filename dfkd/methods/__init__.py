@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfkd.errors import UserError
-from dfkd.methods.kd import ATSettings, KDSettings, ObjectiveSettings, TransferSettings, VanillaSettings
+from dfkd.methods.kd import FeatureSettings, KDSettings, ObjectiveSettings, TransferSettings
 from dfkd.methods.kd_stages import (
     ABSettings,
     CRDKDSettings,
@@ -18,6 +18,22 @@ from dfkd.methods.kd_stages import (
     FTSettings,
     SemCKDSettings,
     TwoStageSettings,
+)
+from dfkd.methods.objectives import (
+    ATSettings,
+    CCSettings,
+    DKDSettings,
+    FitNetSettings,
+    KDrefineSettings,
+    LogitStdSettings,
+    NSTSettings,
+    PKTSettings,
+    RKDSettings,
+    SPSettings,
+    SRRLSettings,
+    SVDSettings,
+    VanillaSettings,
+    VIDSettings,
 )
 from dfkd.methods.settings import (
     AdaDFKDSettings,
@@ -52,6 +68,7 @@ __all__ = [
     "ABSettings",
     "ATSettings",
     "AdaDFKDSettings",
+    "CCSettings",
     "CMISettings",
     "CRDKDSettings",
     "CRDSettings",
@@ -62,25 +79,37 @@ __all__ = [
     "DDASettings",
     "DFADSettings",
     "DFQSettings",
+    "DKDSettings",
     "DeepInversionSettings",
     "FSPSettings",
     "FTSettings",
     "FastSettings",
+    "FeatureSettings",
+    "FitNetSettings",
     "FixedSettings",
     "GenerativeSettings",
     "InversionSettings",
     "KDSettings",
+    "KDrefineSettings",
+    "LogitStdSettings",
     "Method",
     "MethodSettings",
     "NAYERSettings",
+    "NSTSettings",
     "NoiseSettings",
     "ObjectiveSettings",
+    "PKTSettings",
+    "RKDSettings",
+    "SPSettings",
+    "SRRLSettings",
+    "SVDSettings",
     "SampledSettings",
     "SemCKDSettings",
     "StatisticsSettings",
     "SynthesisSettings",
     "TransferSettings",
     "TwoStageSettings",
+    "VIDSettings",
     "VanillaSettings",
     "ZSKTSettings",
     "register_method",
@@ -100,13 +129,22 @@ class Method:
     real: bool = False  # reads the real training images: not data-free
     transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are TransferSettings
     first_stage: str = ""  # "module:class" of what is trained before the student's run; settings are TwoStageSettings
+    equal_channels: bool = False  # takes only pairs whose feature maps have the same channels, such as resnet56 and resnet20
 
 
-def _with_data(settings: type[ObjectiveSettings], objective: str, first_stage: str = "") -> Method:
-    """An objective of `dfkd.distillation.zoo` on a transfer set."""
-    first_stage = f"dfkd.distillation.zoo.{first_stage}" if first_stage else ""
-    own = f"dfkd.distillation.zoo.{objective}"
-    return Method(settings, "dfkd.synthesis.fixed:Fixed", own, transfer=True, first_stage=first_stage)
+def _with_data(
+    settings: type[ObjectiveSettings], objective: str, first_stage: str = "", equal_channels: bool = False
+) -> Method:
+    """An objective of `dfkd.distillation.zoo` on a transfer set, and its first stage if it has one."""
+    module = "dfkd.distillation.zoo."
+    return Method(
+        settings,
+        "dfkd.synthesis.fixed:Fixed",
+        module + objective,
+        transfer=True,
+        first_stage=first_stage and module + first_stage,
+        equal_channels=equal_channels,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -131,13 +169,25 @@ METHODS: dict[str, Method] = {
     "real": Method(FixedSettings, "dfkd.synthesis.controls:Real", real=True),
     "kd": Method(KDSettings, "dfkd.synthesis.fixed:Fixed", "dfkd.distillation.kd:VanillaKD", transfer=True),
     "kd-vanilla": _with_data(VanillaSettings, "vanilla:Vanilla"),
+    "kd-logitstd": _with_data(LogitStdSettings, "standardised:LogitStd"),
+    "kdrefine": _with_data(KDrefineSettings, "standardised:KDrefine"),
+    "kd-dkd": _with_data(DKDSettings, "dkd:DKD"),
+    "kd-fitnet": _with_data(FitNetSettings, "fitnet:FitNet"),
     "kd-at": _with_data(ATSettings, "at:AT"),
+    "kd-sp": _with_data(SPSettings, "sp:SP"),
+    "kd-cc": _with_data(CCSettings, "cc:CC"),
+    "kd-vid": _with_data(VIDSettings, "vid:VID"),
+    "kd-rkd": _with_data(RKDSettings, "rkd:RKD"),
+    "kd-pkt": _with_data(PKTSettings, "pkt:PKT"),
+    "kd-nst": _with_data(NSTSettings, "nst:NST"),
+    "kd-svd": _with_data(SVDSettings, "svd:SVD", equal_channels=True),
+    "kd-srrl": _with_data(SRRLSettings, "srrl:SRRL"),
     "kd-crd": _with_data(CRDSettings, "crd:CRD"),
     "kd-crd-kd": _with_data(CRDKDSettings, "crd:CRD"),
     "kd-semckd": _with_data(SemCKDSettings, "semckd:SemCKD"),
     "kd-ab": _with_data(ABSettings, "ab:AB", first_stage="ab:Boundaries"),
     "kd-ft": _with_data(FTSettings, "ft:FT", first_stage="ft:Paraphrasing"),
-    "kd-fsp": _with_data(FSPSettings, "fsp:FSP", first_stage="fsp:Flow"),
+    "kd-fsp": _with_data(FSPSettings, "fsp:FSP", first_stage="fsp:Flow", equal_channels=True),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}

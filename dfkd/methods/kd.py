@@ -1,4 +1,6 @@
-"""Settings of distillation on images that are there: plain, and with the objectives of the literature. Imports no torch.
+"""Settings of distillation on images that are there: what it shares, and the plain form. Imports no torch.
+
+Those of each objective of the literature are in `dfkd.methods.objectives`.
 
 The objectives' defaults are the published recipe for CIFAR-100 (Tian et al., arXiv 1910.10699, and its scripts): 240 epochs of
 one pass in batches of 64, SGD 0.05, MultiStep 150/180/210, T = 4. A weight is named after its term: L = ce CE + kd KL + at AT.
@@ -65,10 +67,13 @@ class KDSettings(TransferSettings):
 class ObjectiveSettings(TransferSettings):
     """What the objectives of the literature share: cross-entropy with labels, imitation of answers, a term of their own.
 
-    `term` names that third one, and the field that is its weight; '' for an objective that has none.
+    `term` names that third one, and the field that is its weight; '' for an objective that has none. `looks_at_labels` and
+    `compares_images` say of it what the names say.
     """
 
     term: ClassVar[str] = ""
+    looks_at_labels: ClassVar[bool] = False
+    compares_images: ClassVar[bool] = False  # with each other, so that a batch needs two
 
     epochs: Count = 240
     kd_steps: Count = 782
@@ -82,20 +87,17 @@ class ObjectiveSettings(TransferSettings):
 
     @model_validator(mode="after")
     def _weights(self) -> ObjectiveSettings:
+        if self.looks_at_labels and not self.labelled:
+            raise ValueError(f"{self.term} needs labels, and the images of '{self.transfer_set}' have none")
         if self.ce and not self.labelled:
             raise ValueError(f"ce has no effect on the images of '{self.transfer_set}', which have no labels: set it to 0")
         if self.term and not getattr(self, self.term):
             raise ValueError(f"{self.term} 0 leaves nothing of the method: choose kd-vanilla, or give it a weight")
         if not (self.ce or self.kd or self.term):
             raise ValueError("ce and kd are both 0: nothing is left to learn from")
+        if self.compares_images and self.batch_size < 2:
+            raise ValueError("batch_size 1: the method compares the images of a batch with each other, and needs two")
         return self
-
-
-class VanillaSettings(ObjectiveSettings):
-    """KD (Hinton et al., arXiv 1503.02531) with the recipe and the weights of the benchmark."""
-
-    ce: Weight = 0.1
-    kd: Weight = 0.9
 
 
 class FeatureSettings(ObjectiveSettings):
@@ -110,10 +112,3 @@ class FeatureSettings(ObjectiveSettings):
             counts = f"student_layers names {len(self.student_layers)}, teacher_layers {len(self.teacher_layers)}"
             raise ValueError(f"{counts}: give as many of the one as of the other")
         return self
-
-
-class ATSettings(FeatureSettings):
-    """Attention transfer."""
-
-    term: ClassVar[str] = "at"
-    at: Weight = Field(1000.0, description="weight of the squared distance of the attention maps")

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from dfkd.methods.kd import FeatureSettings, ObjectiveSettings
 from dfkd.settings import Count, Rate, Weight
 
 
 class CRDSettings(ObjectiveSettings):
-    """Contrastive representation distillation; CIFAR's images and more: see `negatives`."""
+    """Contrastive representation distillation. The default of `negatives` is for CIFAR's 50,000 images."""
 
     term: ClassVar[str] = "crd"
+    looks_at_labels: ClassVar[bool] = True  # negatives are images of other classes
     crd: Weight = Field(0.8, description="weight of the contrast with the memory banks")
     crd_dim: Count = Field(128, description="length of the embeddings that are compared")
     negatives: Count = Field(16384, description="images of other classes that each image is held against, without repetition")
     positive: Literal["exact", "relax"] = Field("exact", description="the image itself, or any of its class")
     crd_temperature: Rate = Field(0.07, description="of the contrast")
     crd_momentum: float = Field(0.5, ge=0, lt=1, description="share of the old row when a row of a memory bank is renewed")
-
-    @field_validator("transfer_set")
-    @classmethod
-    def _has_labels(cls, value: str) -> str:
-        if value.startswith(("dataset:", "folder:")):
-            raise ValueError("negatives are images of other classes, which takes labels: choose train or a bank")
-        return value
 
 
 class CRDKDSettings(CRDSettings):

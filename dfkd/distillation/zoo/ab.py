@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.distillation.zoo.connectors import connector
 from dfkd.distillation.zoo.first_stage import AfterFirstStage, FirstStage, trunk
-from dfkd.distillation.zoo.objective import observers, paired
+from dfkd.distillation.zoo.objective import Shape, observers, shapes_of
+from dfkd.distillation.zoo.regressor import regressor
 from dfkd.methods.kd_stages import ABSettings
-from dfkd.runtime import Runtime
+from dfkd.runtime import Runtime, wide
 
 MARGIN = 1.0
 
@@ -35,6 +35,11 @@ def boundary_loss(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> t
     return total * 3 / (1000 * len(student[0]))
 
 
+def connector(student: Shape, teacher: Shape) -> nn.Module:
+    """What brings maps [C,H,W] to the teacher's shape: a convolution and BatchNorm, or nothing for equal shapes."""
+    return nn.Identity() if student == teacher else regressor(student, teacher, "AB", relu=False)
+
+
 class Boundaries(FirstStage):
     """The first stage: activation boundaries."""
 
@@ -43,7 +48,7 @@ class Boundaries(FirstStage):
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime)
         self.observed = observers(teacher, student, settings, "preacts")
-        ours, theirs = paired("AB", self.observed, info, runtime)
+        ours, theirs = shapes_of("AB", self.observed, info, runtime)
         self.connectors = runtime.place(nn.ModuleList(map(connector, ours, theirs)))
         self.trained, self.kept = [*trunk(student), self.connectors], student
 
@@ -54,7 +59,7 @@ class Boundaries(FirstStage):
                 theirs = self.observed["teacher"](images).maps
             seen = self.observed["student"](images).maps
             ours = [head(maps) for head, maps in zip(self.connectors, seen, strict=True)]
-        return boundary_loss([maps.float() for maps in ours], theirs)
+        return boundary_loss([wide(maps) for maps in ours], theirs)
 
     @property
     def notes(self) -> dict[str, str]:

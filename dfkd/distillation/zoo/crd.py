@@ -127,7 +127,7 @@ class CRD(FeatureObjective):
     needs_labels = True
     settings: CRDSettings
     memory: MemoryBanks
-    _index: torch.Tensor  # of the batch in hand
+    _index: torch.Tensor | None = None  # of the batch in hand
     _embedded: tuple[torch.Tensor, torch.Tensor]
 
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:
@@ -160,9 +160,10 @@ class CRD(FeatureObjective):
     def step(self, batch: Batch) -> torch.Tensor:
         """One student step, and the rows of the batch renewed."""
         assert batch.rows is not None
-        self._index = self.partners(batch)
+        self._index = self.partners(batch)  # before what is compiled, whose random numbers would be others
         terms = super().step(batch)
         self.memory.renew(batch.rows, *self._embedded)
+        self._index = None
         return terms
 
     def partners(self, batch: Batch) -> torch.Tensor:
@@ -177,11 +178,10 @@ class CRD(FeatureObjective):
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The contrast of the batch with its partners."""
-        with torch.autocast(self.runtime.device.type, enabled=False):
-            ours = F.normalize(self.heads["student"](student.pooled), dim=1)
-            theirs = F.normalize(self.heads["teacher"](teacher.pooled), dim=1)
-            self._embedded = ours.detach(), theirs.detach()
-            return self.memory.contrast(ours, theirs, self._index)
+        ours = F.normalize(self.heads["student"](student.pooled), dim=1)
+        theirs = F.normalize(self.heads["teacher"](teacher.pooled), dim=1)
+        self._embedded = ours.detach(), theirs.detach()
+        return self.memory.contrast(ours, theirs, self.partners(batch) if self._index is None else self._index)
 
     def parts(self) -> dict[str, object]:
         """Student, optimiser, heads and memory banks."""

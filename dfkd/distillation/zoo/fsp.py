@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.zoo.first_stage import AfterFirstStage, FirstStage, trunk
-from dfkd.distillation.zoo.objective import observers, paired
+from dfkd.distillation.zoo.objective import observers, shapes_of
 from dfkd.errors import UserError
 from dfkd.methods.kd_stages import FSPSettings
 from dfkd.runtime import Runtime
@@ -59,7 +59,7 @@ class Flow(FirstStage):
         """Raises a `UserError` for networks whose channels differ."""
         super().__init__(teacher, student, info, settings, runtime)
         self.observed = observers(teacher, student, settings, "stem")
-        ours, theirs = ([shape[0] for shape in shapes] for shapes in paired("FSP", self.observed, info, runtime))
+        ours, theirs = ([shape[0] for shape in shapes] for shapes in shapes_of("FSP", self.observed, info, runtime))
         if ours != theirs:
             raise UserError(
                 f"FSP: needs equal channels at every map; the student has {_listed(ours)} and the teacher {_listed(theirs)}: "

@@ -26,7 +26,7 @@ from dfkd.distillation.zoo.at import attention
 from dfkd.distillation.zoo.first_stage import FirstStage
 from dfkd.distillation.zoo.objective import FeatureObjective, Observer, Seen, Shape, layer_names, to_smaller
 from dfkd.methods.kd_stages import FTSettings
-from dfkd.runtime import Runtime
+from dfkd.runtime import Runtime, wide
 
 SLOPE = 0.1  # of the leaky ReLU
 
@@ -93,7 +93,7 @@ class Paraphrasing(FirstStage):
             (maps,) = self.observed(images).maps
         with self.runtime.autocast():
             given = self.kept(maps)
-        return F.mse_loss(given.float(), maps)
+        return F.mse_loss(wide(given), maps)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ class FT(FeatureObjective):
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The distance of the factors."""
-        ours = self.heads["translator"](student.maps[-1])
-        with torch.no_grad():
-            theirs = self.paraphraser.encoder(teacher.maps[-1])
-        return factor_loss(ours.float(), theirs.float(), self.settings.form)
+        ours = self.through("translator", student.maps[-1])
+        with torch.no_grad(), self.runtime.autocast():
+            theirs = wide(self.paraphraser.encoder(teacher.maps[-1]))
+        return factor_loss(ours, theirs, self.settings.form)

@@ -1,7 +1,8 @@
 """What the objectives of the literature share: L = ce CE(S(x), y) + kd T² KL(T || S) + w L_method, and how features are seen.
 
 Every feature map is the output of a layer that is named: by the model (`Classifier.layers`), or by the settings
-`student_layers` and `teacher_layers`. A pair that an objective cannot take is refused before anything is trained.
+`student_layers` and `teacher_layers`. A pair that an objective cannot take is refused before anything is trained. Networks and
+heads may run in lower precision; logits, features and losses are float32 at least.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class Observer:
 
 
 class DataObjective(Objective):
-    """Cross-entropy and imitation, and nothing of its own: what an objective that looks at logits alone builds on."""
+    """Cross-entropy, imitation, and the term `settings.term` if there is one: what looks at logits alone builds on this.
 
-    terms: ClassVar[tuple[str, ...]] = ("loss", "ce", "kd")
+    A subclass with a term of its own gives `own_of_logits`.
+    """
+
     settings: ObjectiveSettings
 
     def __init__(
@@ -81,7 +84,8 @@ class DataObjective(Objective):
         runtime: Runtime,
         trained: tuple[nn.Module, ...] = (),
     ) -> None:
-        self.needs_labels = bool(settings.ce)  # type: ignore[misc]
+        self.terms = ("loss", "ce", "kd", *([settings.term] if settings.term else []))  # type: ignore[misc]
+        self.needs_labels = bool(settings.ce) or settings.looks_at_labels  # type: ignore[misc]
         super().__init__(teacher, student, info, settings, runtime, trained)
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -89,7 +93,12 @@ class DataObjective(Objective):
         answers = wide(self.teacher_answers(batch))
         with self.runtime.autocast():
             logits = self.student(batch.images)
-        return self.summed(wide(logits), answers, batch)
+        logits = wide(logits)
+        return self.summed(logits, answers, batch, self.own_of_logits(logits, answers, batch))
+
+    def own_of_logits(self, student: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor | None:
+        """The objective's own term of logits [B,K], a scalar without its weight; None where it has none."""
+        return None
 
     def summed(
         self, student: torch.Tensor, teacher: torch.Tensor, batch: Batch, own: torch.Tensor | None = None
@@ -114,27 +123,23 @@ class DataObjective(Objective):
 
 
 class FeatureObjective(DataObjective):
-    """An objective with a term of its own on what is seen of both networks. A subclass gives `own`, and `heads` if it has any.
+    """An objective with a term of its own on what is seen of both networks. A subclass gives `own`, and its heads.
 
-    Heads are trained with the student: its optimiser, rate and weight decay, as in the benchmark's code.
+    Heads are trained with the student: its optimiser, rate and weight decay, as in the benchmark's code. With settings that
+    are no `FeatureSettings` the layers are the networks' own.
     """
 
     needs_features = True
-    sees: ClassVar[str] = "maps"  # `maps`, `last`, `preacts`, `stem` (stem and maps), or `` for none
+    sees: ClassVar[str] = "maps"  # `maps`, `hint`, `last`, `preacts`, `stem` (stem and maps), or `` for none
     pooled: ClassVar[bool] = False  # whether the pooled feature is looked at
     paired: ClassVar[bool] = True  # one map of the student to one of the teacher
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: ObjectiveSettings, runtime: Runtime
     ) -> None:
-        term = settings.term
         self.settings, self.name = settings, type(self).__name__
-        self.terms = ("loss", "ce", "kd", term)  # type: ignore[misc]
         self.observed = observers(teacher, student, settings, self.sees, self.pooled)
-        if self.paired:
-            ours, theirs = paired(self.name, self.observed, info, runtime)
-        else:
-            ours, theirs = (self.observed[role].shapes(info, runtime) for role in ("student", "teacher"))
+        ours, theirs = shapes_of(self.name, self.observed, info, runtime, self.paired)
         self.check(ours, theirs)
         self.heads = runtime.place(self.build(ours, theirs))
         self.size = sum(parameter.numel() for parameter in self.heads.parameters())
@@ -153,14 +158,18 @@ class FeatureObjective(DataObjective):
         """The objective's own term, a scalar without its weight; the teacher's side has no graph."""
         raise NotImplementedError
 
+    def through(self, head: str, *values: torch.Tensor) -> torch.Tensor:
+        """What a head gives, float32 at least; the head itself runs as the networks do."""
+        with self.runtime.autocast():
+            return wide(self.heads[head](*values))
+
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The sum and its terms."""
         with torch.no_grad(), self.runtime.autocast():
             teacher = self.observed["teacher"](batch.images)
         with self.runtime.autocast():
             student = self.observed["student"](batch.images)
-            own = self.own(student, teacher, batch)
-        return self.summed(student.logits, teacher.logits, batch, own)
+        return self.summed(student.logits, teacher.logits, batch, self.own(student, teacher, batch))
 
     @property
     def notes(self) -> dict[str, str]:
@@ -183,18 +192,24 @@ def observers(
     }
 
 
-def paired(name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime) -> tuple[list[Shape], list[Shape]]:
-    """[C,H,W] of the student's maps and of the teacher's, as many of the one as of the other.
+def shapes_of(
+    name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime, paired: bool = True
+) -> tuple[list[Shape], list[Shape]]:
+    """[C,H,W] of the student's maps and of the teacher's; if they are paired, as many of the one as of the other.
 
     Raises:
-        UserError: their numbers differ; the sentence begins with `name`.
+        UserError: their numbers differ, or a layer gives something else; the sentence begins with `name`.
     """
     ours, theirs = (observed[role].shapes(info, runtime) for role in ("student", "teacher"))
-    if len(ours) != len(theirs):
+    if paired and len(ours) != len(theirs):
         raise UserError(
             f"{name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
             "name the layers to pair in student_layers and teacher_layers."
         )
+    for side, shapes in (("student", ours), ("teacher", theirs)):
+        odd = [shape for shape in shapes if len(shape) != 3]
+        if odd:
+            raise UserError(f"{name}: a layer of the {side} gives {odd[0]} for an image, not [C,H,W]; name another.")
     return ours, theirs
 
 
@@ -210,6 +225,7 @@ def layer_names(network: nn.Module, role: str, kind: str, chosen: Sequence[str])
     found: dict[str, tuple[str, ...]] = {
         "": (),
         "maps": layers.maps,
+        "hint": layers.maps[1:2] or layers.maps[-1:],  # f_2 of the benchmark's list
         "last": layers.maps[-1:],
         "preacts": layers.preacts,
         "stem": (layers.stem, *layers.maps) if layers.stem else (),
@@ -222,8 +238,8 @@ def layer_names(network: nn.Module, role: str, kind: str, chosen: Sequence[str])
 
 
 def to_smaller(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps [B,C,H,W] of one size: the larger is average-pooled to the size of the smaller."""
-    if one.shape[2] == other.shape[2]:
+    """Maps [B,C,H,W] of one size: what is larger along an axis is average-pooled to the smaller."""
+    if one.shape[2:] == other.shape[2:]:
         return one, other
-    height, width = min(one.shape[2:], other.shape[2:])
-    return F.adaptive_avg_pool2d(one, (height, width)), F.adaptive_avg_pool2d(other, (height, width))
+    size = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
+    return F.adaptive_avg_pool2d(one, size), F.adaptive_avg_pool2d(other, size)

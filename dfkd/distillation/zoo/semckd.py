@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from dfkd.distillation.objective import Batch
 from dfkd.distillation.zoo.objective import FeatureObjective, Seen, Shape, to_smaller
 from dfkd.methods.kd_stages import SemCKDSettings
+from dfkd.runtime import wide
 
 
 def similarity(maps: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,7 @@ class Calibration(nn.Module):
         for ours, heads in zip(student, self.projections, strict=True):
             for theirs, head in zip(teacher, heads, strict=True):  # type: ignore[call-overload]
                 given, wanted = to_smaller(ours, theirs)
-                rows.append((head(given) - wanted).float().square().mean((1, 2, 3)))
+                rows.append(wide(head(given) - wanted).square().mean((1, 2, 3)))
         return torch.stack(rows, 1).unflatten(1, (len(student), len(teacher)))
 
     def forward(self, student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
@@ -94,4 +95,5 @@ class SemCKD(FeatureObjective):
         """The loss. Raises ValueError for a batch of another size than the heads'."""
         if len(batch.images) != self.settings.batch_size:
             raise ValueError(f"SemCKD: a batch of {len(batch.images)} images for heads of {self.settings.batch_size}")
-        return self.heads["calibration"](student.maps, teacher.maps)
+        with self.runtime.autocast():
+            return self.heads["calibration"](student.maps, teacher.maps)

@@ -179,7 +179,7 @@ def test_more_negatives_than_there_are_is_refused(made):
 
 @pytest.mark.parametrize("transfer_set", ["dataset:cifar100", "folder:pictures"])
 def test_images_without_labels_are_refused(transfer_set):
-    with pytest.raises(ValidationError, match="negatives are images of other classes, which takes labels"):
+    with pytest.raises(ValidationError, match="crd needs labels, and the images of"):
         CRDSettings(transfer_set=transfer_set)
     assert CRDSettings(transfer_set="bank:init").labelled
     assert (CRDSettings().ce, CRDSettings().kd, CRDKDSettings().kd, CRDKDSettings().crd) == (1.0, 0.0, 1.0, 0.8)
