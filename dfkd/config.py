@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dfkd.errors import UserError, nearest
 from dfkd.methods import ALIASES, DEFAULT_METHOD, METHODS, MethodSettings, transfer_set
@@ -84,7 +84,13 @@ class Config(Settings):
     compare: list[str] = Field(
         default_factory=lambda: [name for name, method in METHODS.items() if name not in ALIASES and not method.transfer],
         min_length=1,
-        description="the methods of results/compare/…; all but `kd` without it",
+        description="the methods of results/compare/DATASET_TEACHER_STUDENT.html; without it, all that make their images",
+    )
+    comparisons: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="further lists of methods, for results/compare/NAME_DATASET_TEACHER_STUDENT.html; without a list of that "
+        "name, `kd` is all that distil on a transfer set and take any pair",
     )
     scatter: Count = Field(1, description="parallel shards of the init bank; any number gives the same bank")
     teacher: Section = Section()
@@ -100,13 +106,27 @@ class Config(Settings):
     datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9]+$")], DatasetSettings] = Field({})
     methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Section] = Field({})
 
+    @field_validator("comparisons")
+    @classmethod
+    def _with_kd(cls, comparisons: dict[str, list[str]]) -> dict[str, list[str]]:
+        methods = {name: method for name, method in METHODS.items() if name not in ALIASES}
+        return {"kd": [name for name, own in methods.items() if own.transfer and not own.equal_channels], **comparisons}
+
     @model_validator(mode="after")
-    def _unique_seeds(self) -> Config:
+    def _unique(self) -> Config:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must differ from each other")
-        if len(set(self.compare)) != len(self.compare):
-            raise ValueError("the methods of compare must differ from each other")
+        for name, methods in {"compare": self.compare, **self.comparisons}.items():
+            if len(set(methods)) != len(methods):
+                raise ValueError(f"the methods of {name} must differ from each other")
+        for name in self.comparisons:
+            if name in self.datasets:
+                raise ValueError(f"comparisons: '{name}' is a data set; give the list another name")
         return self
+
+    def compared(self, comparison: str = "") -> list[str]:
+        """The methods of a list of `comparisons`; those of `compare` without a name."""
+        return self.comparisons[comparison] if comparison else self.compare
 
     def stage(
         self, stage: str, dataset: str, teacher: str = "", student: str = "", method: str = DEFAULT_METHOD
@@ -201,11 +221,12 @@ def check_config(values: Any, where: str) -> Config:
             check_method(method)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    for method in config.compare:
-        try:
-            check_method(method)
-        except UserError as error:
-            raise UserError(f"{where}: compare: {error}") from None
+    for name, methods in {"compare": config.compare, **config.comparisons}.items():
+        for method in methods:
+            try:
+                check_method(method)
+            except UserError as error:
+                raise UserError(f"{where}: {name}: {error}") from None
     for pair in config.imported:
         _check_target(pair, 2, config, f"{where}: imported")
     for stage in (*STAGES, "distill"):

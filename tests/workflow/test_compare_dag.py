@@ -9,13 +9,14 @@ from dfkd.methods import ALIASES, METHODS
 from dfkd.targets import check_target
 
 PAGE = "results/compare/digits_wrn162_wrn161.html"
+LIST = "results/compare/kd_digits_wrn162_wrn161.html"
 
 
 def test_the_comparison_distils_every_method_once_and_shares_the_banks(workflow):
     few = plan(PAGE, config=["compare=[csd,dafl]", "seeds=[0,1,2]"])
     wrong = plan(PAGE, config=["compare=[dad]"])
-    answers = workflow.batch([plan(PAGE), few, wrong, plan(PAGE.removesuffix("html") + "json")])
-    assert [status for status, _ in answers] == [0, 0, 2, 2], answers[0][1]
+    answers = workflow.batch([plan(PAGE), few, wrong, plan(PAGE.removesuffix("html") + "json"), plan(LIST)])
+    assert [status for status, _ in answers] == [0, 0, 2, 2, 0], answers[0][1]
     jobs = jobs_in(answers[0][1])
     names = [name for name in METHODS if name not in ALIASES and not METHODS[name].transfer]
     generative = sum(METHODS[name].generator for name in names)
@@ -33,10 +34,18 @@ def test_the_comparison_distils_every_method_once_and_shares_the_banks(workflow)
     assert "augment" not in jobs
     assert "compare: unknown method 'dad'; the nearest known: dfad, dda" in answers[2][1]
     assert f"a comparison is {PAGE}, .csv or .png" in answers[3][1]
+    names = [name for name, method in METHODS.items() if method.transfer and not method.equal_channels]
+    jobs = jobs_in(answers[4][1])
+    assert jobs.items() >= {"distill_transfer": len(names), "result": len(names), "compare_list": 1, "teacher": 1}.items()
+    assert not {"compare", "distill", "init_bank"} & set(jobs)
+    assert sorted(re.findall(r"^Job \d+: Distil .* by (\S+), seed 0$", answers[4][1], re.MULTILINE)) == sorted(names)
 
 
 def test_the_methods_of_the_config_keep_their_order():
-    assert load_config(ROOT / "config").compare == [name for name in METHODS if name not in ALIASES and name != "kd"]
+    config = load_config(ROOT / "config")
+    assert config.compare == [name for name in METHODS if name not in ALIASES and not METHODS[name].transfer]
+    assert {"kd", "kd-vanilla", "kd-at", "kdrefine"} <= set(config.compared("kd"))
+    assert "kd-svd" not in config.compared("kd")  # it takes few pairs
     assert check_config({"compare": ["real", "adi", "dda"]}, "here").compare == ["real", "adi", "dda"]
 
 
@@ -55,11 +64,36 @@ def test_a_wrong_list_of_methods_is_refused(methods, sentence):
     assert sentence in str(caught.value)
 
 
+def test_lists_of_methods_have_names():
+    config = check_config({"comparisons": {"mine": ["dda", "kd-at"]}}, "here")
+    assert config.compared("mine") == ["dda", "kd-at"]
+    assert "kd-at" in config.compared("kd")  # is there beside one's own
+    assert check_config({"comparisons": {"kd": ["kd"]}}, "here").compared("kd") == ["kd"]
+    mistakes = {
+        "here: mine: unknown method 'kd-et'; the nearest known: kd-": {"comparisons": {"mine": ["kd-et"]}},
+        "the methods of mine must differ from each other": {"comparisons": {"mine": ["kd", "kd"]}},
+        "comparisons: 'digits' is a data set": {
+            "comparisons": {"digits": ["kd"]},
+            "datasets": {"digits": {"source": "sklearn:digits"}},
+        },
+        "comparisons.mine: List should have at least 1 item": {"comparisons": {"mine": []}},
+        "String should match pattern": {"comparisons": {"my_own": ["kd"]}},
+    }
+    for sentence, values in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            check_config(values, "here")
+        assert sentence in str(caught.value)
+
+
 def test_targets_of_comparisons_are_checked():
     config = load_config(ROOT / "config")
     for kind in ("html", "csv", "png"):
         check_target(f"results/compare/cifar10_wrn402_wrn161.{kind}", config)
+        check_target(f"results/compare/kd_cifar10_wrn402_wrn161.{kind}", config)
     mistakes = {
+        "results/compare/dk_cifar10_wrn402_wrn161.html": "unknown comparison 'dk'; the nearest known: kd",
+        "results/compare/kd_cifar_wrn402_wrn161.html": "unknown data set 'cifar'; the nearest known: cifar10",
+        "results/compare/kd_cifar10_wrn402.csv": "of a list: LIST_DATASET_TEACHER_STUDENT",
         "results/compare/cifar_wrn402_wrn161.html": "unknown data set 'cifar'; the nearest known: cifar10",
         "results/compare/cifar10_wrn402.csv": "results/compare/DATASET_TEACHER_STUDENT.html",
         "results/compare/cifar10_wrn40_2_wrn161.png": "did you mean results/compare/cifar10_wrn402_wrn161.png?",

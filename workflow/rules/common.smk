@@ -252,7 +252,7 @@ def per_compared(*names):
         pair = "{dataset}_{teacher}_{student}".format(**wildcards)
         return [
             f"results/runs/{method}/{pair}/seed{seed}/{name}"
-            for method in CONFIG.compare
+            for method in CONFIG.compared(wildcards.get("comparison", ""))
             for seed in CONFIG.seeds
             for name in names
         ]
@@ -263,7 +263,8 @@ def per_compared(*names):
 def compared_results(wildcards):
     """The result of every method that is compared."""
     pair = "{dataset}_{teacher}_{student}".format(**wildcards)
-    return [f"results/{method}/{pair}.json" for method in CONFIG.compare]
+    methods = CONFIG.compared(wildcards.get("comparison", ""))
+    return [f"results/{method}/{pair}.json" for method in methods]
 
 
 def generators(wildcards):

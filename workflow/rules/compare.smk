@@ -52,3 +52,49 @@ rule compare:
         "Compare the methods on {wildcards.dataset}: {wildcards.teacher} to {wildcards.student}"
     shell:
         "dfkd compare {input.results:q} --runs results/runs -o {output.page:q} > {log:q} 2>&1"
+
+
+# The lists of `comparisons`: the config names their methods.
+use rule compare as compare_list with:
+    output:
+        page=report(
+            "results/compare/{comparison}_{dataset}_{teacher}_{student}.html",
+            caption="../report/compare.rst",
+            category="Comparison",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "file": "page of {comparison}",
+            },
+        ),
+        picture=report(
+            "results/compare/{comparison}_{dataset}_{teacher}_{student}.png",
+            caption="../report/compare.rst",
+            category="Comparison",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "file": "picture of {comparison}",
+            },
+        ),
+        table=report(
+            "results/compare/{comparison}_{dataset}_{teacher}_{student}.csv",
+            caption="../report/compare.rst",
+            category="Comparison",
+            subcategory="{dataset}",
+            labels={
+                "teacher": "{teacher}",
+                "student": "{student}",
+                "file": "table of {comparison}",
+            },
+        ),
+    log:
+        "logs/compare/{comparison}_{dataset}_{teacher}_{student}.log",
+    benchmark:
+        "results/benchmarks/compare/{comparison}_{dataset}_{teacher}_{student}.tsv"
+    wildcard_constraints:
+        comparison=any_of(CONFIG.comparisons),
+    message:
+        "Compare the methods of {wildcards.comparison} on {wildcards.dataset}: {wildcards.teacher} to {wildcards.student}"

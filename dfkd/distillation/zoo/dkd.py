@@ -33,8 +33,9 @@ def decoupled(
         rest = torch.logsumexp(log_p.masked_fill(own.bool(), -torch.inf), dim=1)
         binary.append(torch.stack([log_p.gather(1, labels[:, None]).squeeze(1), rest], dim=1))
         others.append(F.log_softmax(logits - NOWHERE * own, dim=1))
-    tckd, nckd = (F.kl_div(*pair, reduction="batchmean", log_target=True) * temperature**2 for pair in (binary, others))
-    return tckd, nckd
+    tckd = F.kl_div(binary[0], binary[1], reduction="batchmean", log_target=True)
+    nckd = F.kl_div(others[0], others[1], reduction="batchmean", log_target=True)
+    return tckd * temperature**2, nckd * temperature**2
 
 
 class Ramp(nn.Module):

@@ -84,12 +84,13 @@ class DataObjective(Objective):
         runtime: Runtime,
         trained: tuple[nn.Module, ...] = (),
     ) -> None:
-        self.terms = ("loss", "ce", "kd", *([settings.term] if settings.term else []))  # type: ignore[misc]
+        weighed = [name for name in ("ce", "kd") if getattr(settings, name)]
+        self.terms = ("loss", *weighed, *([settings.term] if settings.term else []))  # type: ignore[misc]
         self.needs_labels = bool(settings.ce) or settings.looks_at_labels  # type: ignore[misc]
         super().__init__(teacher, student, info, settings, runtime, trained)
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The sum and its terms, those of no weight as 0."""
+        """The sum and its terms."""
         answers = wide(self.teacher_answers(batch))
         with self.runtime.autocast():
             logits = self.student(batch.images)
@@ -103,15 +104,15 @@ class DataObjective(Objective):
     def summed(
         self, student: torch.Tensor, teacher: torch.Tensor, batch: Batch, own: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """L = ce CE + kd T² KL + w `own`, and the terms, of logits [B,K]. What has no weight is not computed and is 0."""
-        settings, none = self.settings, student.new_zeros(())
-        ce = self.cross_entropy(student, batch) if settings.ce else none
-        kd = self.imitation(student, teacher) if settings.kd else none
-        found = {"loss": settings.ce * ce + settings.kd * kd, "ce": ce, "kd": kd}
-        if own is None:
-            return found
-        found["loss"] = found["loss"] + getattr(settings, settings.term) * own
-        return found | {settings.term: own}
+        """L = ce CE + kd T² KL + w `own`, and the terms, of logits [B,K]. What has no weight is left out."""
+        settings, terms = self.settings, {}
+        if settings.ce:
+            terms["ce"] = self.cross_entropy(student, batch)
+        if settings.kd:
+            terms["kd"] = self.imitation(student, teacher)
+        if own is not None:
+            terms[settings.term] = own
+        return {"loss": torch.stack([getattr(settings, name) * term for name, term in terms.items()]).sum(), **terms}
 
     def cross_entropy(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
         """CE of the student's logits [B,K] with the labels."""
@@ -241,5 +242,5 @@ def to_smaller(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, to
     """Maps [B,C,H,W] of one size: what is larger along an axis is average-pooled to the smaller."""
     if one.shape[2:] == other.shape[2:]:
         return one, other
-    size = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
-    return F.adaptive_avg_pool2d(one, size), F.adaptive_avg_pool2d(other, size)
+    height, width = (min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True))
+    return F.adaptive_avg_pool2d(one, (height, width)), F.adaptive_avg_pool2d(other, (height, width))

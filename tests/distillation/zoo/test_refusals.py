@@ -77,7 +77,7 @@ def bare():
         ("kd-svd", {"student_layers": ["block3"], "teacher_layers": ["block3"]}, "there is one alone: name two layers or more"),
         ("kd-at", {"student": "vgg8", "teacher": "vgg8", "student_layers": ["nowhere"]}, "VGG has no layer 'nowhere'"),
         ("kd-at", {"student_layers": ["block1"]}, "the student has 1 feature maps and the teacher 3; name the layers to pair"),
-        ("kd-at", {"student_layers": ["block1"], "teacher_layers": [""]}, "a layer of the teacher gives (3,) for an image"),
+        ("kd-at", {"student_layers": ["block1"], "teacher_layers": ["fc"]}, "a layer of the teacher gives (3,) for an image"),
         (
             "kd-at",
             {"student": bare},

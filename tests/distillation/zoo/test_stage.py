@@ -54,7 +54,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(run, monkeypatch, tmp_p
     assert card["notes"]["transfer_set"] == transfer_set
     assert card["notes"]["heads"].endswith(" parameters trained with the student")
     assert "data" in card["lineage"] if transfer_set == "train" else "bank init" in card["lineage"]
-    assert list(read_history(whole / "history.csv")) == ["epoch", "lr", "loss", "ce", "kd", "vid", "acc1", "agree1"]
+    assert list(read_history(whole / "history.csv")) == ["epoch", "lr", "loss", "ce", "vid", "images", "acc1", "agree1"]
 
 
 def test_a_pair_that_cannot_be_taken_leaves_nothing_behind(run, tmp_path):
