@@ -62,6 +62,10 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: cha
 Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
 TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
 TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]
+Banks = Annotated[list[Path] | None, typer.Option("--bank", help="image bank of this teacher (repeatable)")]
+Data = Annotated[
+    Path | None, typer.Option(help="images to distil on, for `real` and the `kd` methods: a prepared data set or a folder")
+]
 Output = Annotated[Path, typer.Option("--output", "-o")]
 
 
@@ -207,16 +211,49 @@ def augment(
     attempt(lambda: run(teacher, bank, chosen, output, rejected, plot, checkpoints, runtime), checkpoints, on_divergence)
 
 
+@app.command(
+    "first-stage",
+    epilog="The settings are the method's; those that count here are named in docs/methods/two-stage.md. "
+    "`dfkd settings distill --method NAME` explains them.",
+)
+def first_stage(
+    teacher: TeacherFile,
+    student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
+    method: Annotated[str, typer.Option(help=", ".join(name for name, own in METHODS.items() if own.first_stage))],
+    output: Output,
+    bank: Banks = None,
+    data: Data = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    checkpoints: Checkpoints = Path("results/checkpoints/first_stage"),
+    settings: SettingsText = None,
+    changes: Changes = None,
+    device: Device = "auto",
+    on_divergence: OnDivergence = "stop",
+) -> None:
+    """Train what a method in two stages starts its students from."""
+    from dfkd.distillation.first_stage import train_first_stage as run
+    from dfkd.divergence import attempt
+
+    chosen = _settings("distill", settings, changes, check_method(method))
+    architecture, runtime, banks = check_model(student), _runtime(chosen, device), bank or []
+    attempt(
+        lambda: run(teacher, banks, architecture, chosen, seed, output, checkpoints, runtime, method, data),
+        checkpoints,
+        on_divergence,
+    )
+
+
 @app.command(epilog=_epilog("distill"))
 def distill(
     teacher: TeacherFile,
     student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
     test: TestFile,
     output: Output,
-    bank: Annotated[list[Path] | None, typer.Option(help="image bank of this teacher (repeatable)")] = None,
+    bank: Banks = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
-    data: Annotated[
-        Path | None, typer.Option(help="images to distil on, for `real` and `kd`: a prepared data set or a folder")
+    data: Data = None,
+    first_stage: Annotated[
+        Path | None, typer.Option(help="what `dfkd first-stage` has made, for methods in two stages")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
@@ -230,9 +267,9 @@ def distill(
     from dfkd.divergence import attempt
 
     chosen = _settings("distill", settings, changes, check_method(method))
-    architecture, runtime = check_model(student), _runtime(chosen, device)
+    architecture, runtime, banks = check_model(student), _runtime(chosen, device), bank or []
     attempt(
-        lambda: run(teacher, bank or [], architecture, test, chosen, seed, output, checkpoints, runtime, method, data),
+        lambda: run(teacher, banks, architecture, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage),
         checkpoints,
         on_divergence,
     )

@@ -26,7 +26,7 @@ from dfkd.settings import (
 )
 
 # Raised when a stage's results change for equal settings: a param of its rule, part of its checkpoints' fingerprint.
-STAGE_VERSIONS = {"prepare": 1, "teacher": 1, "init-bank": 1, "augment": 1, "distill": 2, "evaluate": 2}
+STAGE_VERSIONS = {"prepare": 1, "teacher": 1, "init-bank": 1, "augment": 1, "first-stage": 1, "distill": 2, "evaluate": 2}
 
 # Models by name → "module:builder", called with (classes, channels, image_size). `wrn{depth}{width}` comes on top.
 MODELS: dict[str, str] = {

@@ -82,12 +82,17 @@ def rollbacks(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
+def lowered(folder: Path) -> float:
+    """What the rates of that stage are multiplied by."""
+    return FACTOR ** len(rollbacks(folder))
+
+
 Settings = TypeVar("Settings", bound=StageSettings)
 
 
 def slowed(settings: Settings, folder: Path) -> Settings:
     """The settings with every rate lowered by what was rolled back so far; those of the augment stage's own network too."""
-    factor = FACTOR ** len(rollbacks(folder))
+    factor = lowered(folder)
     if factor == 1:
         return settings
     changed: dict[str, Any] = {name: factor * getattr(settings, name) for name in RATES if hasattr(settings, name)}

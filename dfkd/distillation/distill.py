@@ -21,7 +21,8 @@ from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.arrays import Split
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
-from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
+from dfkd.distillation.first_stage import read_first_stage
+from dfkd.distillation.given import read_given
 from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
 from dfkd.distillation.store import ImageStore
@@ -31,7 +32,7 @@ from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import History
-from dfkd.methods import METHODS, MethodSettings, TransferSettings, transfer_set
+from dfkd.methods import MethodSettings, TransferSettings
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
 from dfkd.plugins import code_hash
@@ -53,6 +54,7 @@ def distill(
     runtime: Runtime,
     method: str = "dda",
     data: Path | None = None,
+    first_stage: Path | None = None,
 ) -> WeightsCard:
     """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
@@ -63,24 +65,23 @@ def distill(
     Args:
         banks: image banks of this teacher, sampled uniformly together with the run's own.
         test: prepared test split; measured once an epoch, trained on never.
-        data: prepared data set or folder of images: what `real` and `kd` distil on, if not on a bank.
+        data: prepared data set or folder of images: what `real` and the `kd` methods distil on, if not on a bank.
+        first_stage: what the first stage of a method in two stages has kept.
 
     Raises:
-        UserError: a bank of another teacher, an unknown method, a transfer set that does not fit, a model that cannot take
-            the images or the method.
+        UserError: a bank of another teacher, an unknown method, a transfer set or a first stage that does not fit, a model
+            that cannot take the images or the method.
     """
     check_method(method)
     teacher_model, card = load_model(teacher, runtime)
     info = card.dataset
     if read_info(test).classes != info.classes:
         raise UserError(f"{test}: its classes are not those of the teacher {teacher}; prepare the teacher's data set.")
-    kind, _ = transfer_set(method, settings)
-    _check_given(method, kind, banks, data)
-    given = read_transfer_set(data, kind, info) if data is not None else None
-    readers = {path: BankReader(path, teacher_sha256=card.sha256) for path in banks}
-    lineage = {"teacher": card.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
-    if data is not None:
-        lineage["data"] = transfer_sha256(data)
+    given = read_given(method, settings, card, banks, data)
+    lineage = given.lineage
+    begun = read_first_stage(first_stage, method, architecture, settings, seed, lineage)
+    if begun:
+        lineage = lineage | {"first stage": begun[1].sha256}
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -99,6 +100,8 @@ def distill(
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
+    if begun:
+        objective.start_from(begun[0])
     fresh = isinstance(synthesizer, FreshSynthesizer)
     if banks and fresh:
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
@@ -107,22 +110,18 @@ def distill(
     first = state["turn"] if state else 0
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
 
-    notes = synthesizer.notes | objective.notes | rollback_notes(checkpoint.folder)
+    notes = synthesizer.notes | objective.notes | (begun[1].notes if begun else {}) | rollback_notes(checkpoint.folder)
     notes |= {"transfer_set": settings.transfer_set} if isinstance(settings, TransferSettings) else {}
-    meta = _bank_meta(card, readers, chosen, seed, method, architecture, notes)
+    meta = _bank_meta(card, given.readers, chosen, seed, method, architecture, notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
-        there = sum(len(reader) for reader in readers.values()) + (len(given[0]) if given else 0)
         own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-        store = ImageStore(there + own, info.shape, runtime)
+        store = ImageStore(given.count + own, info.shape, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
-        if given:
-            store.append(*given)
-        for reader in readers.values():
-            store.append_bank(reader)
+        given.append_to(store)
         objective.begin(store)
         if state:
             run.load_state(state["run"])
@@ -205,17 +204,6 @@ class Examination:
             weights = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
             self.best = {"acc1": acc1, "epoch": epoch + 1, "model": weights}
         return {"acc1": acc1, "agree1": agree1}
-
-
-def _check_given(method: str, kind: str, banks: Sequence[Path], data: Path | None) -> None:
-    """Refuse images that the method would not look at, and miss those that it needs."""
-    if (kind in ("train", "dataset", "folder")) != (data is not None):
-        needs = f"distils on transfer_set {kind}" if kind else "makes its images"
-        wants = "give the images with --data" if data is None else "leave --data away"
-        raise UserError(f"method {method}: {needs}; {wants} (it is for the control 'real' and for the 'kd' methods).")
-    if METHODS[method].transfer and (kind == "bank") != bool(banks):
-        wants = "give the bank with --bank" if not banks else "leave --bank away"
-        raise UserError(f"method {method}: distils on transfer_set {kind}; {wants}.")
 
 
 def _bank_meta(

@@ -60,6 +60,10 @@ class Objective(ABC):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of a batch, as scalars, `loss` first."""
 
+    def start_from(self, state: dict[str, torch.Tensor]) -> None:
+        """Take what the first stage of a method in two stages has kept. Called once, before `begin`."""
+        raise NotImplementedError(f"{type(self).__name__} has no first stage")
+
     def begin(self, store: ImageStore) -> None:
         """Called once, when the images that were given lie in the store and before a state is loaded."""
         self.store = store

@@ -97,6 +97,8 @@ def weights_command(place: Place | None, card: Mapping[str, Any], teacher: str, 
             images += ["--bank", path]
     if "data" in card["lineage"]:
         images += ["--data", {"train": f"data/{dataset}.h5", "dataset": f"data/{value}.h5"}.get(kind, value)]
+    if "first stage" in card["lineage"]:
+        images += ["--first-stage", f"{place.folder}/first_stage.safetensors" if place else "FIRST_STAGE.safetensors"]
     words = ["dfkd", "distill", "--teacher", source, *images, "--method", method, "--student", card["architecture"]]
     words += ["--seed", str(card["seed"]), "--test", f"data/{dataset}.test.h5" if place else "TEST.h5"]
     return shlex.join([*words, "--settings", canonical(card["settings"]), *_ends(place, file)])

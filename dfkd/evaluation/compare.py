@@ -20,7 +20,8 @@ from dfkd.evaluation.show import PUBLISHED_METRICS, sum_known
 from dfkd.files import atomic_path
 
 CONTROLS = ("real", "noise")  # there to be compared with; none of them can be the best
-METHOD_STAGES = ("init-bank", "augment", "distill", "scratch")  # what a student takes below the teacher; measuring is left out
+# What a student takes below the teacher; measuring is left out.
+METHOD_STAGES = ("init-bank", "augment", "first-stage", "distill", "scratch")
 
 # Our name -> the names under which the sources print what its settings reproduce; the first that has a figure counts.
 PUBLISHED_NAMES: dict[str, tuple[str, ...]] = {

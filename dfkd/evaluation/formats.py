@@ -214,7 +214,7 @@ class ResultFile(Part):
     provenance: Provenance
 
 
-PER_SEED_STAGES = ("distill", "scratch", "evaluate")  # one cost file per seed; the other stages serve all seeds
+PER_SEED_STAGES = ("first-stage", "distill", "scratch", "evaluate")  # one cost file per seed; the other stages serve all seeds
 # Metrics of `Measured` that a result summarises over the seeds under the same key.
 SUMMARISED = ("acc1", "acc5", "agree1", "lp", "one_minus_js_distance", "nll", "ece")
 

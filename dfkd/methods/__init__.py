@@ -10,6 +10,15 @@ from dataclasses import dataclass
 
 from dfkd.errors import UserError
 from dfkd.methods.kd import FeatureSettings, KDSettings, ObjectiveSettings, TransferSettings
+from dfkd.methods.kd_stages import (
+    ABSettings,
+    CRDKDSettings,
+    CRDSettings,
+    FSPSettings,
+    FTSettings,
+    SemCKDSettings,
+    TwoStageSettings,
+)
 from dfkd.methods.objectives import (
     ATSettings,
     CCSettings,
@@ -56,10 +65,13 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "RESERVED",
+    "ABSettings",
     "ATSettings",
     "AdaDFKDSettings",
     "CCSettings",
     "CMISettings",
+    "CRDKDSettings",
+    "CRDSettings",
     "CSDSettings",
     "ContrastiveSettings",
     "CuDFKDSettings",
@@ -69,6 +81,8 @@ __all__ = [
     "DFQSettings",
     "DKDSettings",
     "DeepInversionSettings",
+    "FSPSettings",
+    "FTSettings",
     "FastSettings",
     "FeatureSettings",
     "FitNetSettings",
@@ -90,9 +104,11 @@ __all__ = [
     "SRRLSettings",
     "SVDSettings",
     "SampledSettings",
+    "SemCKDSettings",
     "StatisticsSettings",
     "SynthesisSettings",
     "TransferSettings",
+    "TwoStageSettings",
     "VIDSettings",
     "VanillaSettings",
     "ZSKTSettings",
@@ -112,13 +128,23 @@ class Method:
     generator: bool = False  # its generator lives for the whole run and is kept as an artefact
     real: bool = False  # reads the real training images: not data-free
     transfer: bool = False  # reads the images that its setting `transfer_set` names; settings are TransferSettings
+    first_stage: str = ""  # "module:class" of what is trained before the student's run; settings are TwoStageSettings
     equal_channels: bool = False  # takes only pairs whose feature maps have the same channels, such as resnet56 and resnet20
 
 
-def _with_data(settings: type[ObjectiveSettings], objective: str, equal_channels: bool = False) -> Method:
-    """An objective of `dfkd.distillation.zoo` on a transfer set."""
-    fixed, module = "dfkd.synthesis.fixed:Fixed", f"dfkd.distillation.zoo.{objective}"
-    return Method(settings, fixed, module, transfer=True, equal_channels=equal_channels)
+def _with_data(
+    settings: type[ObjectiveSettings], objective: str, first_stage: str = "", equal_channels: bool = False
+) -> Method:
+    """An objective of `dfkd.distillation.zoo` on a transfer set, and its first stage if it has one."""
+    module = "dfkd.distillation.zoo."
+    return Method(
+        settings,
+        "dfkd.synthesis.fixed:Fixed",
+        module + objective,
+        transfer=True,
+        first_stage=first_stage and module + first_stage,
+        equal_channels=equal_channels,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -156,6 +182,12 @@ METHODS: dict[str, Method] = {
     "kd-nst": _with_data(NSTSettings, "nst:NST"),
     "kd-svd": _with_data(SVDSettings, "svd:SVD", equal_channels=True),
     "kd-srrl": _with_data(SRRLSettings, "srrl:SRRL"),
+    "kd-crd": _with_data(CRDSettings, "crd:CRD"),
+    "kd-crd-kd": _with_data(CRDKDSettings, "crd:CRD"),
+    "kd-semckd": _with_data(SemCKDSettings, "semckd:SemCKD"),
+    "kd-ab": _with_data(ABSettings, "ab:AB", first_stage="ab:Boundaries"),
+    "kd-ft": _with_data(FTSettings, "ft:FT", first_stage="ft:Paraphrasing"),
+    "kd-fsp": _with_data(FSPSettings, "fsp:FSP", first_stage="fsp:Flow", equal_channels=True),
 }
 # Second names: results have a folder of their own, the settings are those of the first name.
 ALIASES = {"adi": "deepinv"}
@@ -185,9 +217,12 @@ def register_method(name: str, method: Method) -> None:
     if not (isinstance(method, Method) and isinstance(method.settings, type) and issubclass(method.settings, MethodSettings)):
         raise UserError(f"method '{name}': expected Method(settings, …) with a subclass of MethodSettings.")
     own = f"{method.settings.__module__}:{method.settings.__name__}"
-    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), method.synthesizer, method.objective, own)
+    parts = [part for part in (method.synthesizer, method.objective, method.first_stage) if part]
+    note("method", name, "[a-z0-9-]+", (*METHODS, *RESERVED), *parts, own)
     if method.transfer and not issubclass(method.settings, TransferSettings):
         raise UserError(f"method '{name}': a transfer set needs settings derived from TransferSettings.")
+    if method.first_stage and not (method.transfer and issubclass(method.settings, TwoStageSettings)):
+        raise UserError(f"method '{name}': a first stage needs a transfer set and settings derived from TwoStageSettings.")
     if not set(method.banks) <= {"init", "variations"}:
         raise UserError(f"method '{name}': banks {method.banks}; there are 'init' and 'variations'.")
     METHODS[name] = method

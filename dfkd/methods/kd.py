@@ -87,10 +87,10 @@ class ObjectiveSettings(TransferSettings):
 
     @model_validator(mode="after")
     def _weights(self) -> ObjectiveSettings:
-        if self.ce and not self.labelled:
-            raise ValueError(f"ce has no effect on the images of '{self.transfer_set}', which have no labels: set it to 0")
         if self.looks_at_labels and not self.labelled:
             raise ValueError(f"{self.term} needs labels, and the images of '{self.transfer_set}' have none")
+        if self.ce and not self.labelled:
+            raise ValueError(f"ce has no effect on the images of '{self.transfer_set}', which have no labels: set it to 0")
         if self.term and not getattr(self, self.term):
             raise ValueError(f"{self.term} 0 leaves nothing of the method: choose kd-vanilla, or give it a weight")
         if not (self.ce or self.kd or self.term):

@@ -39,7 +39,7 @@ class WeightsCard(BaseModel):
     blocks: Blocks = "plain"  # what its k×k convolutions were trained as
     deployed: bool = False  # blocks and BatchNorms folded into the convolutions (`dfkd deploy`)
     dataset: DatasetInfo
-    role: Literal["teacher", "student", "diffusion", "generator"]
+    role: Literal["teacher", "student", "diffusion", "generator", "paraphraser"]
     stage: str
     stage_version: int
     settings: dict[str, Any]
@@ -117,8 +117,9 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> tuple[nn.Mod
         UserError: see `load_state`; also when the tensors do not fit the architecture on the card.
     """
     card = read_card(path)
-    if card.role == "diffusion":
-        raise UserError(f"{path}: these are weights of a diffusion model; give those of a teacher or a student.")
+    if card.role in ("diffusion", "paraphraser"):
+        what = "diffusion model" if card.role == "diffusion" else card.role
+        raise UserError(f"{path}: these are weights of a {what}; give those of a teacher or a student.")
     state = load_state(path)
     model = fitted_model(card.architecture, card.dataset, state, str(path), blocks=card.blocks, deployed=card.deployed)
     model.eval().requires_grad_(False)

@@ -134,7 +134,7 @@ def test_refusals(tiny_teacher, tiny_bank, tiny_data, reference, tmp_path):
         return str(caught.value)
 
     assert "unknown method 'dad'; the nearest known: " in run(method="dad")
-    assert "leave --data away (it is for the control 'real' and for 'kd')" in run(data=tiny_data.data)
+    assert "leave --data away (it is for the control 'real' and for the 'kd' methods)" in run(data=tiny_data.data)
     assert "give the images with --data (it is for the control 'real'" in run(method="real")
     other_info = DatasetInfo(**{**tiny_data.info.model_dump(), "classes": ["a", "b", "c"]})
     images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)

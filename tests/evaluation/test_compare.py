@@ -140,6 +140,14 @@ def test_columns_without_a_figure_are_left_out(tmp_path):
     assert Page(text).rows[1].count("|") == Page(text).rows[0].count("|") == 9
 
 
+def test_the_first_stage_of_a_student_is_a_part_of_its_own_cost(tmp_path):
+    cost = {"teacher": stage_cost(1000.0, 0, 0), "distill": stage_cost(10.0, 200, 30, 2)}
+    alone = own_cost(read_result(make(tmp_path / "a", "cmi", [90.0, 91.0], cost=cost)), "seconds")
+    cost["first-stage"] = stage_cost(6.0, 0, 40, 2)
+    whole = read_result(make(tmp_path / "b", "cmi", [90.0, 91.0], cost=cost))
+    assert own_cost(whole, "seconds") == alone + whole.cost["first-stage"].per_seed.seconds
+
+
 def test_energy_is_that_of_one_student(tmp_path):
     """The bank's 7,200 J and the mean of the distillations, 1,800 J: 2.5 Wh."""
     cost = {

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from dfkd.errors import UserError
 from dfkd.evaluation.commands import place_of, weights_command
 from dfkd.evaluation.curves import find_histories
 from dfkd.evaluation.run_report import write_report
+from dfkd.methods import METHODS
 
 HISTORY = "epoch,lr,lr_g,loss,kd,g_loss,g_bn,images,acc1,agree1\n1,0.1,0.01,3,2,,,10,50,60\n2,0.05,0.01,1,0.5,-3,4,20,92.5,80\n"
 HISTORY += "3,0.0,0.01,0.9,0.4,-4,5,30,91.25,95\n"
@@ -204,6 +206,13 @@ def test_the_command_of_a_run_has_the_workflows_paths_and_placeholders_elsewhere
         "dfkd distill --teacher TEACHER.safetensors --bank init.lmdb --bank variations.lmdb --method dda --student wrn161 "
         '--seed 1 --test TEST.h5 --settings \'{"epochs":3,"lr":0.1}\' -o student.safetensors'
     )
+    settings = METHODS["kd-ab"].settings().model_dump(mode="json")
+    two = CARD | {"stage": "distill kd-ab", "settings": settings, "lineage": {"teacher": "a", "data": "b", "first stage": "c"}}
+    begun = dataclasses.replace(place, method="kd-ab")
+    assert f"--data data/digits.h5 --first-stage {begun.folder}/first_stage.safetensors --method kd-ab " in weights_command(
+        begun, two, "wrn162", "student.safetensors"
+    )
+    assert "--first-stage FIRST_STAGE.safetensors" in weights_command(None, two, "", "student.safetensors")
     assert weights_command(place, CARD | {"stage": "distill mine"}, "wrn162", "student.safetensors") is None
 
 

@@ -120,7 +120,8 @@ def write_campaigns(folder, contents):
 def commands(output, name):
     """The command lines of one stage in a plan, as words."""
     lines = re.findall(r"^ *Shell command: (.*)$", output, re.MULTILINE)
-    found = [words[1:] for words in map(shlex.split, lines) if words[1:2] == [name]]
+    calls = [[word for word in shlex.split(line) if not word.startswith("DFKD_GPUS=")] for line in lines]
+    found = [words[1:] for words in calls if words[1:2] == [name]]
     return [words[: words.index(">")] for words in found]
 
 

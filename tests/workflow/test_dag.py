@@ -78,6 +78,8 @@ def test_a_method_has_the_jobs_that_it_needs(workflow):
         "nayer": {**teacher, "distill": 1, **below},
         "real": {**teacher, "distill_transfer": 1, **below},
         "kd": {**teacher, "distill_transfer": 1, **below},
+        "kd-at": {**teacher, "distill_transfer": 1, **below},
+        "kd-ab": {**teacher, "first_stage": 1, "distill_two_stage": 1, **below},
     }
     answers = workflow.batch([plan(f"results/{method}/digits_wrn162_wrn161.json") for method in wanted])
     assert [jobs_in(output) for _, output in answers] == list(wanted.values())
@@ -102,8 +104,9 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
         if re.search(r"data/\w+\.h5", reason + command):
             takers.add(stage)
     assert methods == set(METHODS)
-    assert takers == {"prepare digits", "teacher train", "distill real", "distill kd"}
-    assert [name for name, method in METHODS.items() if method.real or method.transfer] == ["real", "kd"]
+    on_images = {name for name, method in METHODS.items() if method.real or method.transfer}
+    assert on_images == {"real", "kd", "kdrefine", *(name for name in METHODS if name.startswith("kd-"))}
+    assert takers == {"prepare digits", "teacher train", "first-stage --teacher", *(f"distill {name}" for name in on_images)}
 
 
 def test_a_transfer_set_decides_what_is_read(workflow):
@@ -151,7 +154,11 @@ def test_format_is_clean():
 
 def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
-    added = {"distill_generator": ("output", {"generator", "generator_card"}), "distill_transfer": ("input", {"data"})}
+    added = {
+        "distill_generator": ("output", {"generator", "generator_card"}),
+        "distill_transfer": ("input", {"data"}),
+        "distill_two_stage": ("input", {"data", "first_stage"}),
+    }
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():
         own, changes = relatives()[name]

@@ -16,8 +16,13 @@ PROJECT = PYPROJECT["project"]
 
 def requirements():
     """What pyproject.toml asks for, tests included, by name."""
-    texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    return {canonicalize_name(item.name): item for item in map(Requirement, texts)}
+    extras = PROJECT["optional-dependencies"]
+    named = [
+        extra for text in extras["test"] for extra in Requirement(text).extras if Requirement(text).name == PROJECT["name"]
+    ]
+    texts = [*PROJECT["dependencies"], *extras["test"], *(text for extra in named for text in extras[extra])]
+    found = {canonicalize_name(item.name): item for item in map(Requirement, texts)}
+    return {name: item for name, item in found.items() if name != PROJECT["name"]}
 
 
 def pins(lines):

@@ -7,12 +7,12 @@ from itertools import combinations
 
 import pytest
 import yaml
-from workflow_tools import ROOT, STUB, Workflow, jobs_in, relatives, rules
+from workflow_tools import ROOT, STUB, Workflow, derived, jobs_in, relatives, rules
 
 PROFILES = ROOT / "workflow" / "profiles"
 TARGET = "results/digits_wrn162_wrn161.json"
 JOBS = 16
-LONG = {"teacher", "scratch", "init_shard", "augment", "distill", "distill_generator", "distill_transfer"}
+LONG = {"teacher", "scratch", "init_shard", "augment", "first_stage", "distill", *relatives()}
 
 # A job that notes which GPUs it saw, and from when to when.
 NOTED = """
@@ -35,7 +35,8 @@ def content(name):
 
 def cluster_rules():
     """Every rule whose jobs are submitted."""
-    return {name for name, text in rules().items() if "localrule: True" not in text} | set(relatives())
+    submitted = {name for name, text in rules().items() if "localrule: True" not in text}
+    return submitted | {name for name, own in derived().items() if own in submitted}
 
 
 @pytest.mark.parametrize("name", ["default", "local-gpu", "slurm", "kubernetes"])

@@ -36,6 +36,7 @@ beside = {{
     "teacher": [output.stem + ".json", "history.csv", "timing.csv", "cost.json"],
     "init-bank": [output.stem + suffix for suffix in (".cost.json", ".history.csv", ".timing.csv")],
     "augment": ["variations.cost.json", "variations.history.csv", "variations.timing.csv"],
+    "first-stage": ["first_stage.json", *("first_stage." + name for name in ("history.csv", "timing.csv", "cost.json"))],
     "distill": ["student.json", "best.safetensors", "best.json", "bank.lmdb", "history.csv", "timing.csv", "cost.json"],
     "evaluate": ["metrics.cost.json", "predictions.h5", *{PICTURES}],
     "plot": ["bank.png", "report.html", "summary.html"],
@@ -141,6 +142,12 @@ def rules():
         for name, text in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.DOTALL | re.MULTILINE):
             found[name] = text
     return found
+
+
+def derived():
+    """Rules that are another with other files, in the whole workflow, by name: the rule that they are."""
+    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    return {name: own for text in texts for own, name in re.findall(r"^use rule (\w+) as (\w+) with:", text, re.MULTILINE)}
 
 
 def relatives():

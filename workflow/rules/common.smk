@@ -136,6 +136,12 @@ def settings_of(stage):
     return settings
 
 
+def first_stage_settings(wildcards):
+    """The settings of a method's first stage as JSON: those of the method that count there, and no other."""
+    names = {key: wildcards[key] for key in ("dataset", "teacher", "student", "method")}
+    return canonical(CONFIG.stage("distill", **names).first_stage())
+
+
 def dataset_settings(wildcards):
     """The data set's entry of config/datasets.yaml as JSON."""
     return canonical(CONFIG.datasets[wildcards.dataset].model_dump(mode="json"))
@@ -237,11 +243,16 @@ def transfer_data(wildcards):
 
 
 def image_options(wildcards, input):
-    """Where a run's images come from beside its own: `--bank` for each bank, `--data` for images from outside."""
+    """What a run begins with beside its teacher: `--bank` for each bank, `--data` for images from outside, `--first-stage`."""
     banks = [word for bank in input.banks for word in ("--bank", bank)]
     outside = input.data if "data" in input.keys() else []
     outside = [outside] if isinstance(outside, str) else outside
-    return [*banks, *(word for path in outside for word in ("--data", path))]
+    begun = [input.first_stage] if "first_stage" in input.keys() else []
+    return [
+        *banks,
+        *(word for path in outside for word in ("--data", path)),
+        *(word for path in begun for word in ("--first-stage", path)),
+    ]
 
 
 @functools.cache
@@ -373,6 +384,17 @@ def generators(wildcards):
     return per_seed(*wanted)(wildcards)
 
 
+def first_stages(*names):
+    """An input function: these files of the first stage of every seed's run, of a method that has one."""
+
+    def files(wildcards):
+        return (
+            per_seed(*names)(wildcards) if METHODS[wildcards.method].first_stage else []
+        )
+
+    return files
+
+
 def bank_costs(wildcards):
     """The cost files of the stages that make the method's banks."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
@@ -401,6 +423,7 @@ def bank_pictures(wildcards):
 def config_hash(wildcards):
     """SHA-256 of everything in the config that decides this result."""
     stages = ["teacher", *bank_stages(wildcards), "distill", "evaluate"]
+    begun = ["first-stage"] if METHODS[wildcards.method].first_stage else []
     dataset = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
     content = {
         "dataset": dataset,
@@ -410,7 +433,8 @@ def config_hash(wildcards):
         },
         "seeds": seeds_of(wildcards),
         "versions": {
-            stage: version_of(stage)(wildcards) for stage in ("prepare", *stages)
+            stage: version_of(stage)(wildcards)
+            for stage in ("prepare", *stages, *begun)
         },
     }
     kind, value = transferred(wildcards)
@@ -424,6 +448,7 @@ def result_options(wildcards, input):
     costs = [("teacher", input.teacher_cost)]
     for path in input.bank_costs:
         costs.append(("init-bank" if "shards" in Path(path).parts else "augment", path))
+    costs += [("first-stage", path) for path in input.first_stage_costs]
     costs += [("distill", path) for path in input.distill_costs]
     costs += [("evaluate", path) for path in input.evaluate_costs]
     artefacts = [("test", input.test), ("teacher", input.weights)]
@@ -432,11 +457,12 @@ def result_options(wildcards, input):
         "student": input.students,
         "bank": input.run_banks,
         "generator": input.generators,
+        "first_stage": input.first_stages,
     }
     for name, paths in runs.items():
         for seed, path in zip(
             seeds_of(wildcards), paths
-        ):  # a method may keep no generator
+        ):  # a method may keep no generator and have no first stage
             artefacts.append((f"{name}-seed{seed}", path))
     options = [("--metrics", path) for path in input.metrics]
     options += [("--cost", f"{stage}={path}") for stage, path in costs]

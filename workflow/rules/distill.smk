@@ -62,7 +62,8 @@ use rule distill as distill_generator with:
         method=any_of(name for name, own in METHODS.items() if own.generator),
 
 
-# Distillation on images from outside, for comparison: the control `real`, and `kd` on its transfer set. Not data-free.
+# Distillation on images from outside, for comparison: the control `real`, and `kd` and its like on their transfer sets.
+# Not data-free.
 use rule distill as distill_transfer with:
     input:
         teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
@@ -71,4 +72,62 @@ use rule distill as distill_transfer with:
         test="data/{dataset}.test.h5",
         data=transfer_data,
     wildcard_constraints:
-        method=any_of(name for name, own in METHODS.items() if own.real or own.transfer),
+        method=any_of(
+            name
+            for name, own in METHODS.items()
+            if (own.real or own.transfer) and not own.first_stage
+        ),
+
+
+# What the methods in two stages train before the student's run.
+rule first_stage:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
+        banks=method_banks,
+        data=transfer_data,
+    output:
+        first_stage="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.safetensors",
+        card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.json",
+        history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.history.csv",
+        timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.timing.csv",
+        cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.cost.json",
+    log:
+        "logs/first_stage/{method}/{dataset}_{teacher}_{student}_seed{seed}.log",
+    benchmark:
+        "results/benchmarks/first_stage/{method}/{dataset}_{teacher}_{student}_seed{seed}.tsv"
+    wildcard_constraints:
+        method=any_of(name for name, own in METHODS.items() if own.first_stage),
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+        gpu=1,
+    params:
+        settings=first_stage_settings,
+        version=version_of("first-stage"),
+        images=image_options,
+        checkpoints="results/checkpoints/first_stage/{method}/{dataset}_{teacher}_{student}_seed{seed}",
+    message:
+        "First stage of {wildcards.method} for {wildcards.student} under {wildcards.teacher} ({wildcards.dataset}), "
+        "seed {wildcards.seed}"
+    shell:
+        "DFKD_GPUS={resources.gpu} "
+        "dfkd first-stage --teacher {input.teacher:q} {params.images:q} --method {wildcards.method:q} "
+        "--student {wildcards.student:q} --seed {wildcards.seed:q} --settings {params.settings:q} "
+        "--checkpoints {params.checkpoints:q} -o {output.first_stage:q} > {log:q} 2>&1"
+
+
+use rule distill as distill_two_stage with:
+    input:
+        teacher="results/teachers/{dataset}_{teacher}/weights.safetensors",
+        teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
+        banks=method_banks,
+        test="data/{dataset}.test.h5",
+        data=transfer_data,
+        first_stage="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.safetensors",
+        first_stage_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.json",
+    wildcard_constraints:
+        method=any_of(name for name, own in METHODS.items() if own.first_stage),

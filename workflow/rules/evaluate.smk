@@ -105,6 +105,8 @@ rule result:
         students=per_seed("student.safetensors"),
         run_banks=per_seed("bank.lmdb"),
         generators=generators,
+        first_stages=first_stages("first_stage.safetensors"),
+        first_stage_costs=first_stages("first_stage.cost.json"),
         weights="results/teachers/{dataset}_{teacher}/weights.safetensors",
         teacher_cost="results/teachers/{dataset}_{teacher}/cost.json",
         banks=method_banks,

@@ -8,7 +8,7 @@ heads may run in lower precision; logits, features and losses are float32 at lea
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.kd import imitation
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.errors import UserError
-from dfkd.methods.kd import FeatureSettings, ObjectiveSettings
+from dfkd.methods.kd import ObjectiveSettings
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.classifier import Layers
 from dfkd.models.taps import Taps
@@ -133,28 +133,14 @@ class FeatureObjective(DataObjective):
     needs_features = True
     sees: ClassVar[str] = "maps"  # `maps`, `hint`, `last`, `preacts`, `stem` (stem and maps), or `` for none
     pooled: ClassVar[bool] = False  # whether the pooled feature is looked at
+    paired: ClassVar[bool] = True  # one map of the student to one of the teacher
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, info: DatasetInfo, settings: ObjectiveSettings, runtime: Runtime
     ) -> None:
-        self.name, self.settings = type(self).__name__, settings
-        chosen = {"teacher": [], "student": []}  # type: dict[str, list[str]]
-        if isinstance(settings, FeatureSettings):
-            chosen = {"teacher": settings.teacher_layers, "student": settings.student_layers}
-        self.observed = {
-            role: Observer(network, layer_names(network, role, self.sees, chosen[role]), self.pooled)
-            for role, network in (("teacher", teacher), ("student", student))
-        }
-        theirs, ours = (observer.shapes(info, runtime) for observer in self.observed.values())
-        if len(ours) != len(theirs):
-            raise UserError(
-                f"{self.name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
-                "name the layers to pair in student_layers and teacher_layers."
-            )
-        for side, shapes in (("student", ours), ("teacher", theirs)):
-            odd = [shape for shape in shapes if len(shape) != 3]
-            if odd:
-                raise UserError(f"{self.name}: a layer of the {side} gives {odd[0]} for an image, not [C,H,W]; name another.")
+        self.settings, self.name = settings, type(self).__name__
+        self.observed = observers(teacher, student, settings, self.sees, self.pooled)
+        ours, theirs = shapes_of(self.name, self.observed, info, runtime, self.paired)
         self.check(ours, theirs)
         self.heads = runtime.place(self.build(ours, theirs))
         self.size = sum(parameter.numel() for parameter in self.heads.parameters())
@@ -194,6 +180,38 @@ class FeatureObjective(DataObjective):
     def parts(self) -> dict[str, object]:
         """Student, optimiser and heads."""
         return super().parts() | {"heads": self.heads}
+
+
+def observers(
+    teacher: nn.Module, student: nn.Module, settings: ObjectiveSettings, kind: str, pooled: bool = False
+) -> dict[str, Observer]:
+    """Both networks, looked at where the settings say, or where the networks themselves do for features of a kind."""
+    chosen = {role: getattr(settings, f"{role}_layers", []) for role in ("teacher", "student")}
+    networks = {"teacher": teacher, "student": student}
+    return {
+        role: Observer(network, layer_names(network, role, kind, chosen[role]), pooled) for role, network in networks.items()
+    }
+
+
+def shapes_of(
+    name: str, observed: Mapping[str, Observer], info: DatasetInfo, runtime: Runtime, paired: bool = True
+) -> tuple[list[Shape], list[Shape]]:
+    """[C,H,W] of the student's maps and of the teacher's; if they are paired, as many of the one as of the other.
+
+    Raises:
+        UserError: their numbers differ, or a layer gives something else; the sentence begins with `name`.
+    """
+    ours, theirs = (observed[role].shapes(info, runtime) for role in ("student", "teacher"))
+    if paired and len(ours) != len(theirs):
+        raise UserError(
+            f"{name}: the student has {len(ours)} feature maps and the teacher {len(theirs)}; "
+            "name the layers to pair in student_layers and teacher_layers."
+        )
+    for side, shapes in (("student", ours), ("teacher", theirs)):
+        odd = [shape for shape in shapes if len(shape) != 3]
+        if odd:
+            raise UserError(f"{name}: a layer of the {side} gives {odd[0]} for an image, not [C,H,W]; name another.")
+    return ours, theirs
 
 
 def layer_names(network: nn.Module, role: str, kind: str, chosen: Sequence[str]) -> list[str]:

@@ -1,0 +1,66 @@
+"""The images that a method is given: banks of its teacher, or a transfer set from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dfkd.bank.reader import BankReader
+from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
+from dfkd.distillation.store import ImageStore
+from dfkd.errors import UserError
+from dfkd.files import file_sha256
+from dfkd.methods import METHODS, MethodSettings, transfer_set
+from dfkd.models.weights import WeightsCard
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images and labels, and what they are."""
+
+    outside: tuple[torch.Tensor, torch.Tensor] | None  # uint8 [N,C,H,W], int64 [N]
+    readers: dict[Path, BankReader]
+    lineage: dict[str, str]  # the teacher and every source of images → SHA-256
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return sum(len(reader) for reader in self.readers.values()) + (len(self.outside[0]) if self.outside else 0)
+
+    def append_to(self, store: ImageStore) -> None:
+        """Copy them into the store."""
+        if self.outside:
+            store.append(*self.outside)
+        for reader in self.readers.values():
+            store.append_bank(reader)
+
+
+def read_given(method: str, settings: MethodSettings, teacher: WeightsCard, banks: Sequence[Path], data: Path | None) -> Given:
+    """What a run of a method is given.
+
+    Raises:
+        UserError: images that the method would not look at, or none where it needs some; a bank of another teacher; a
+            transfer set that does not fit the teacher.
+    """
+    kind, _ = transfer_set(method, settings)
+    _check_given(method, kind, banks, data)
+    outside = read_transfer_set(data, kind, teacher.dataset) if data is not None else None
+    readers = {path: BankReader(path, teacher_sha256=teacher.sha256) for path in banks}
+    lineage = {"teacher": teacher.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
+    if data is not None:
+        lineage["data"] = transfer_sha256(data)
+    return Given(outside, readers, lineage)
+
+
+def _check_given(method: str, kind: str, banks: Sequence[Path], data: Path | None) -> None:
+    """Refuse images that the method would not look at, and miss those that it needs."""
+    if (kind in ("train", "dataset", "folder")) != (data is not None):
+        needs = f"distils on transfer_set {kind}" if kind else "makes its images"
+        wants = "give the images with --data" if data is None else "leave --data away"
+        raise UserError(f"method {method}: {needs}; {wants} (it is for the control 'real' and for the 'kd' methods).")
+    if METHODS[method].transfer and (kind == "bank") != bool(banks):
+        wants = "give the bank with --bank" if not banks else "leave --bank away"
+        raise UserError(f"method {method}: distils on transfer_set {kind}; {wants}.")
