@@ -52,6 +52,7 @@ class TwoStageSettings(FeatureSettings):
     first_stage_keys: ClassVar[tuple[str, ...]] = (
         "precision",
         "compile",
+        "blocks",
         "transfer_set",
         "kd_steps",
         "batch_size",

@@ -17,9 +17,8 @@ PROJECT = PYPROJECT["project"]
 def requirements():
     """What pyproject.toml asks for, tests included, by name."""
     extras = PROJECT["optional-dependencies"]
-    named = [
-        extra for text in extras["test"] for extra in Requirement(text).extras if Requirement(text).name == PROJECT["name"]
-    ]
+    own = [item for item in map(Requirement, extras["test"]) if item.name == PROJECT["name"]]
+    named = [extra for item in own for extra in item.extras]
     texts = [*PROJECT["dependencies"], *extras["test"], *(text for extra in named for text in extras[extra])]
     found = {canonicalize_name(item.name): item for item in map(Requirement, texts)}
     return {name: item for name, item in found.items() if name != PROJECT["name"]}
