@@ -208,18 +208,26 @@ def distill(
         Path | None, typer.Option(help="images to distil on, for `real` and `kd`: a prepared data set or a folder")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps the teacher's answers for other runs; without it they end with this one"),
+    ] = None,
+    cache_mb: Annotated[
+        int, typer.Option(min=0, help="memory that the teacher's answers to a fixed set of images may take; 0: none are kept")
+    ] = 4000,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
 ) -> None:
     """Distil a student on the banks and on images made against it."""
+    from dfkd.distillation.answers import CacheOptions
     from dfkd.distillation.distill import distill as run
 
     method = check_method(method)
     chosen = _settings("distill", settings, changes, method)
-    runtime = _runtime(chosen, device)
-    run(teacher, bank or [], check_model(student), test, chosen, seed, output, checkpoints, runtime, method, data)
+    runtime, kept = _runtime(chosen, device), CacheOptions(cache, cache_mb)
+    run(teacher, bank or [], check_model(student), test, chosen, seed, output, checkpoints, runtime, method, data, kept)
 
 
 @app.command(epilog=_epilog("evaluate"))

@@ -7,6 +7,7 @@ real images.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dfkd.datasets.arrays import Split
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
+from dfkd.distillation.answers import CacheOptions, open_answers
 from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
 from dfkd.distillation.store import ImageStore
@@ -39,6 +41,8 @@ from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.synthesizer import FreshSynthesizer
 
+logger = logging.getLogger(__name__)
+
 
 def distill(
     teacher: Path,
@@ -52,6 +56,7 @@ def distill(
     runtime: Runtime,
     method: str = "dda",
     data: Path | None = None,
+    cache: CacheOptions | None = None,
 ) -> WeightsCard:
     """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
@@ -63,6 +68,7 @@ def distill(
         banks: image banks of this teacher, sampled uniformly together with the run's own.
         test: prepared test split; measured once an epoch, trained on never.
         data: prepared data set or folder of images: what `real` and `kd` distil on, if not on a bank.
+        cache: where the teacher's answers are kept and how many; decides time alone.
 
     Raises:
         UserError: a bank of another teacher, an unknown method, a transfer set that does not fit, a model that cannot take
@@ -130,6 +136,8 @@ def distill(
             bank.truncate(0)
         if not fresh:
             store.append_bank(bank.reader())
+            if not own:
+                _keep_answers(run, card, cache or CacheOptions())
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):
@@ -150,7 +158,9 @@ def distill(
                 checkpoint.save({"turn": number + 1, "run": run.state(), "best": examination.best, **history.state()})
             bar.advance(note=note)
             if stop:
+                run.publish_answers()
                 stop.stop()
+        run.publish_answers()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
@@ -201,6 +211,19 @@ class Examination:
             weights = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
             self.best = {"acc1": acc1, "epoch": epoch + 1, "model": weights}
         return {"acc1": acc1, "agree1": agree1}
+
+
+def _keep_answers(run: Run, card: WeightsCard, options: CacheOptions) -> None:
+    """Keep the teacher's answers to images that never change, where they are all that the objective asks for."""
+    settings, objective = run.settings, run.objective
+    if objective.needs_features:
+        logger.info("the teacher's answers are not kept: %s looks at its features too", type(objective).__name__)
+        return
+    draws = settings.batch_size * (count_turns(settings) - count_syntheses(settings))
+    with run.cost.measure(run.runtime):
+        answers = open_answers(objective.teacher, card, run.store, draws, settings.batch_size, run.runtime, options)
+    if answers is not None:
+        run.keep_answers(answers)
 
 
 def _check_given(method: str, kind: str, banks: Sequence[Path], data: Path | None) -> None:

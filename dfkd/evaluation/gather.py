@@ -16,7 +16,7 @@ from dfkd.evaluation.noise import FEWEST_SEEDS, Flags
 from dfkd.evaluation.show import root_of
 
 # Folders of `results` that hold no result files but thousands of others.
-SKIPPED = ("teachers", "banks", "runs", "checkpoints", "benchmarks", "compare")
+SKIPPED = ("teachers", "banks", "runs", "checkpoints", "caches", "benchmarks", "compare")
 
 
 @dataclass(frozen=True)

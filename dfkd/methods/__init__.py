@@ -163,7 +163,7 @@ METHODS |= {alias: METHODS[name] for alias, name in ALIASES.items()}
 DEFAULT_METHOD = "dda"
 
 # Folders that lie beside those of the methods in results/.
-RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare", "scratch")
+RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "caches", "compare", "scratch")
 
 
 def transfer_set(method: str, settings: MethodSettings) -> tuple[str, str]:
