@@ -98,7 +98,8 @@ class Views(NamedTuple):
         """These views of images [N,C,H,W] in [0, 1] or uint8, before normalisation, on any device."""
         if views_of(info) == 1:
             return images
-        return crop_flip(images, *(value.to(images.device) for value in self), info.crop_padding)
+        dy, dx, flip = (value.to(images.device) for value in self)
+        return crop_flip(images, dy, dx, flip, info.crop_padding)
 
 
 def views_of(info: DatasetInfo) -> int:

@@ -7,7 +7,7 @@ and again what it has said before. Answers are kept as the teacher gave them, in
 always runs on whole batches of the run's size, since the kernels that a library picks, and with them the rounding, depend on
 the shape; places that a batch leaves free are filled with what the following batches will ask for. What is left is that an
 answer might depend on its place in the batch or on its neighbours. Whether it does is tried when the answers are opened, on
-the run's own images, and if it does none are kept. On a CPU no network of this package was found to, in batches of 8 and more.
+the run's own images, and if it does none are kept. docs/teacher-cache.md says of which networks it was found to.
 
 What is there is looked up on the CPU, where views and order are drawn: a GPU is never waited for.
 """
@@ -205,7 +205,7 @@ def identity(card: WeightsCard, store: ImageStore, size: int, runtime: Runtime) 
         "teacher": card.sha256,
         "architecture": card.architecture,
         "plugin": code_hash("model", card.architecture),
-        "images": hashlib.sha256(images.numpy()).hexdigest(),
+        "images": hashlib.sha256(memoryview(images.numpy())).hexdigest(),
         "shape": list(images.shape),
         "normalisation": [info.mean, info.std],
         "views": [info.crop_padding, info.flip],
