@@ -91,7 +91,7 @@ class CCSettings(ObjectiveSettings):
     term: ClassVar[str] = "cc"
     compares_images: ClassVar[bool] = True
     cc: Weight = Field(0.02, description="weight of the correlation")
-    embedding: Count = Field(128, description="outputs of the linear maps that both networks' features go through")
+    embedding_size: Count = Field(128, description="outputs of the linear maps that both networks' features go through")
     form: Literal["neighbours", "gaussian", "bilinear"] = Field(
         "neighbours",
         description="the published code's products of neighbours in a batch, or the kernel of the paper's congruence",

@@ -176,8 +176,16 @@ def test_kd_has_published_figures_on_the_training_images_alone(tmp_path):
     figures = [figure.model_dump() for figure in matching("cifar100", "wrn402", "wrn161")]
     path = make(tmp_path, "kd", [60.0], published=figures, notes={"transfer_set": "train"}, data_free=False)
     assert published_figure(read_result(path))[0] == 64.06
-    path = make(tmp_path, "kd", [60.0], published=figures, notes={"transfer_set": "dataset:svhn"}, data_free=False)
-    assert published_figure(read_result(path)) == (None, "")
+    for method, wanted in (("kd", "dataset:svhn"), ("kd-at", "bank:init")):
+        path = make(tmp_path, method, [60.0], published=figures, notes={"transfer_set": wanted}, data_free=False)
+        assert published_figure(read_result(path)) == (None, "")
+
+
+@pytest.mark.parametrize(("method", "value"), [("kd", 70.79), ("kd-vanilla", 74.92), ("kd-vid", 74.11), ("kdrefine", 75.97)])
+def test_what_two_recipes_call_kd_is_told_apart(tmp_path, method, value):
+    figures = [figure.model_dump() for figure in matching("cifar100", "wrn402", "wrn162")]
+    path = make(tmp_path, method, [60.0], published=figures, notes={"transfer_set": "train"}, data_free=False)
+    assert published_figure(read_result(path))[0] == value
 
 
 def test_a_control_far_below_stands_at_the_edge(three):

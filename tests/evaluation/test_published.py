@@ -7,10 +7,10 @@ from dfkd.evaluation.published import load, matching, normalised
 
 def test_number_of_figures():
     rows = load()
-    assert len(rows) == 719
-    assert Counter(row.metric for row in rows)["acc1"] == 468
-    assert Counter(row.dataset for row in rows)["cifar100"] == 333
-    assert len({row.source for row in rows}) == 14
+    assert len(rows) == 811
+    assert Counter(row.metric for row in rows)["acc1"] == 560
+    assert Counter(row.dataset for row in rows)["cifar100"] == 425
+    assert len({row.source for row in rows}) == 17
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ def test_number_of_figures():
         ("cifar10", "resnet34", "resnet18", "AdaDFKD", "lp", "AdaDFKD notebooks", 0.8944),
         ("cifar100", "vgg11", "resnet18", "CMI", "acc1", "CMI README table", 70.56),
         ("mnist", "lenet5", "lenet5half", "teacher", "acc1_fraction", "DFAD README table 2", 0.989),
+        ("cifar100", "resnet56", "resnet20", "VID", "acc1", "KDrefine README table", 70.38),
+        ("cifar100", "resnet32x4", "shufflenetv1", "CRD", "acc1", "RepDistiller README table", 75.11),
+        ("cifar100", "resnet56", "resnet20", "DKD", "acc1", "mdistiller README table", 71.97),
+        ("cifar100", "wrn402", "wrn162", "KD+logit standardisation", "acc1", "logit standardisation README table", 76.11),
         ("tinyimagenet", "resnet50", "resnet18", "AdaDFKD", "acc1", "AdaDFKD notebooks", 58.18),
     ],
 )

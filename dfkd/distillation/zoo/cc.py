@@ -62,7 +62,7 @@ class CC(FeatureObjective):
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:
         """The two linear maps."""
         sizes = {role: observer.feature_dim for role, observer in self.observed.items()}
-        return nn.ModuleDict({role: nn.Linear(sizes[role], self.settings.embedding) for role in ("student", "teacher")})
+        return nn.ModuleDict({role: nn.Linear(sizes[role], self.settings.embedding_size) for role in ("student", "teacher")})
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The loss of the chosen form."""
