@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import bank, memory, methods, peak, planning, student, synthesis, viewer
+from benchmarks import bank, cache, memory, methods, peak, planning, student, synthesis, viewer
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
 from dfkd.errors import UserError, nearest
@@ -24,7 +24,7 @@ from dfkd.progress import setup_logging
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, can_compile, multiplies_bf16
 
-PARTS = ("synthesis", "student", "methods", "bank", "memory", "planning", "viewer")
+PARTS = ("synthesis", "student", "cache", "methods", "bank", "memory", "planning", "viewer")
 LATEST = Path(__file__).resolve().parent / "latest.md"
 
 
@@ -46,6 +46,8 @@ def measure(options: Options, parts: list[str]) -> list[Section]:
             sections.append(synthesis.measure(options, peaks))
         if "student" in parts:
             sections.append(student.measure(options, peaks))
+        if "cache" in parts:
+            sections.append(cache.measure(options))
         if "methods" in parts:
             sections.append(methods.measure(options))
         if "bank" in parts:

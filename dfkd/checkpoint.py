@@ -22,10 +22,14 @@ STATE = "state.pt"
 logger = logging.getLogger(__name__)
 
 
+def canonical(content: Mapping[str, Any]) -> str:
+    """`content` as JSON that is equal for equal content."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+
+
 def fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of `content` as canonical JSON: equal exactly when settings, versions and inputs are equal."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 class Checkpoint:

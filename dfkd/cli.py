@@ -256,6 +256,13 @@ def distill(
         Path | None, typer.Option(help="what `dfkd first-stage` has made, for methods in two stages")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps the teacher's answers for other runs; without it they end with this one"),
+    ] = None,
+    cache_mb: Annotated[
+        int, typer.Option(min=0, help="memory that the teacher's answers to a fixed set of images may take; 0: none are kept")
+    ] = 4000,
     checkpoints: Checkpoints = Path("results/checkpoints/distill"),
     settings: SettingsText = None,
     changes: Changes = None,
@@ -263,13 +270,17 @@ def distill(
     on_divergence: OnDivergence = "stop",
 ) -> None:
     """Distil a student on the banks and on images made against it."""
+    from dfkd.distillation.answers import CacheOptions
     from dfkd.distillation.distill import distill as run
     from dfkd.divergence import attempt
 
     chosen = _settings("distill", settings, changes, check_method(method))
     architecture, runtime, banks = check_model(student), _runtime(chosen, device), bank or []
+    kept = CacheOptions(cache, cache_mb)
     attempt(
-        lambda: run(teacher, banks, architecture, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage),
+        lambda: run(
+            teacher, banks, architecture, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage, kept
+        ),
         checkpoints,
         on_divergence,
     )

@@ -57,6 +57,7 @@ class Cost:
     seconds: float = 0.0
     images: int = 0  # images synthesised
     teacher_queries: int = 0  # images that the teacher classified
+    cached_answers: int = 0  # that it did not have to classify again, since its answers were kept
     optimiser_steps: int = 0
     peak_memory: int = 0  # bytes
     energy: float | None = None  # joule, as of the last `as_dict`; None unless the same meters told all attempts

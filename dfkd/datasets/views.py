@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -82,17 +82,54 @@ def crop_flip(images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: to
     return _CropFlip.apply(images, dy, dx, flip, padding)
 
 
+class Views(NamedTuple):
+    """The training view of each of N images: offsets of its crop in the padded image, and whether it is flipped. On the CPU."""
+
+    dy: torch.Tensor  # int64 [N], 0 to 2 × padding
+    dx: torch.Tensor
+    flip: torch.Tensor  # bool [N]
+
+    def numbers(self, info: DatasetInfo) -> torch.Tensor:
+        """int64 [N], from 0 to `views_of(info)` - 1: equal exactly where the views are."""
+        places = self.dy * (2 * info.crop_padding + 1) + self.dx
+        return 2 * places + self.flip if info.flip else places
+
+    def apply(self, images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+        """These views of images [N,C,H,W] in [0, 1] or uint8, before normalisation, on any device."""
+        if views_of(info) == 1:
+            return images
+        dy, dx, flip = (value.to(images.device) for value in self)
+        return crop_flip(images, dy, dx, flip, info.crop_padding)
+
+
+def views_of(info: DatasetInfo) -> int:
+    """How many training views an image of the data set has: 162 of CIFAR's, 9 × 9 crops and the flip."""
+    return (2 * info.crop_padding + 1) ** 2 * (2 if info.flip else 1)
+
+
+def numbered_views(numbers: torch.Tensor, info: DatasetInfo) -> Views:
+    """The views [N] that have these numbers: the inverse of `Views.numbers`."""
+    side = 2 * info.crop_padding + 1
+    places = numbers // 2 if info.flip else numbers
+    flip = numbers % 2 == 1 if info.flip else torch.zeros_like(numbers, dtype=torch.bool)
+    return Views(places // side, places % side, flip)
+
+
+def draw_views(count: int, info: DatasetInfo, generator: torch.Generator | None = None) -> Views:
+    """Random views, each image's its own. Draws from torch's global generator on the CPU, or from the given one."""
+    none = torch.zeros(count, dtype=torch.bool)
+    if views_of(info) == 1:
+        return Views(none.long(), none.long(), none)
+    dy, dx = torch.randint(0, 2 * info.crop_padding + 1, (2, count), generator=generator)
+    return Views(dy, dx, torch.rand(count, generator=generator) < 0.5 if info.flip else none)
+
+
 def random_views(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     """The training view of the data set: random crop (zero fill, black before normalisation) and flip, each image its own.
 
     [N,C,H,W] in [0, 1] or uint8, before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
     """
-    count, padding = len(images), info.crop_padding
-    if not padding and not info.flip:
-        return images
-    dy, dx = torch.randint(0, 2 * padding + 1, (2, count)).to(images.device)
-    flip = (torch.rand(count) < 0.5).to(images.device) if info.flip else torch.zeros(count, dtype=torch.bool).to(images.device)
-    return crop_flip(images, dy, dx, flip, padding)
+    return draw_views(len(images), info).apply(images, info)
 
 
 def resized_crop(

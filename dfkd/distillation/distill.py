@@ -7,6 +7,7 @@ real images.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.arrays import Split
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
+from dfkd.distillation.answers import CacheOptions, open_answers
 from dfkd.distillation.first_stage import read_first_stage
 from dfkd.distillation.given import read_given
 from dfkd.distillation.run import Run, build_method
@@ -41,6 +43,8 @@ from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.synthesizer import FreshSynthesizer
 
+logger = logging.getLogger(__name__)
+
 
 def distill(
     teacher: Path,
@@ -55,6 +59,7 @@ def distill(
     method: str = "dda",
     data: Path | None = None,
     first_stage: Path | None = None,
+    cache: CacheOptions | None = None,
 ) -> WeightsCard:
     """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
@@ -67,6 +72,7 @@ def distill(
         test: prepared test split; measured once an epoch, trained on never.
         data: prepared data set or folder of images: what `real` and the `kd` methods distil on, if not on a bank.
         first_stage: what the first stage of a method in two stages has kept.
+        cache: where the teacher's answers are kept and how many; decides time alone.
 
     Raises:
         UserError: a bank of another teacher, an unknown method, a transfer set or a first stage that does not fit, a model
@@ -131,6 +137,8 @@ def distill(
             bank.truncate(0)
         if not fresh:
             store.append_bank(bank.reader())
+            if not own:
+                _keep_answers(run, card, cache or CacheOptions())
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):
@@ -152,7 +160,9 @@ def distill(
                 checkpoint.save({"turn": number + 1, "run": run.state(), "best": examination.best, **history.state()})
             bar.advance(note=note)
             if stop:
+                run.publish_answers()
                 stop.stop()
+        run.publish_answers()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
@@ -204,6 +214,19 @@ class Examination:
             weights = {name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()}
             self.best = {"acc1": acc1, "epoch": epoch + 1, "model": weights}
         return {"acc1": acc1, "agree1": agree1}
+
+
+def _keep_answers(run: Run, card: WeightsCard, options: CacheOptions) -> None:
+    """Keep the teacher's answers to images that never change, where they are all that the objective asks for."""
+    settings, objective = run.settings, run.objective
+    if objective.needs_features:
+        logger.info("the teacher's answers are not kept: %s looks at its features too", type(objective).__name__)
+        return
+    draws = settings.batch_size * (count_turns(settings) - count_syntheses(settings))
+    with run.cost.measure(run.runtime):
+        answers = open_answers(objective.teacher, card, run.store, draws, settings.batch_size, run.runtime, options)
+    if answers is not None:
+        run.keep_answers(answers)
 
 
 def _bank_meta(

@@ -35,7 +35,7 @@ class Objective(ABC):
     terms: ClassVar[tuple[str, ...]]  # names of the losses, in order; the first is `loss`, the sum that is minimised
     optimiser_steps: ClassVar[int] = 1  # that one `step` takes
     needs_labels: ClassVar[bool] = False  # takes part in nothing that has no labels
-    needs_features: ClassVar[bool] = False  # asks the teacher for more than its logits
+    needs_features: ClassVar[bool] = False  # asks the teacher for more than `teacher_answers`: none are kept for it
 
     def __init__(
         self,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from dfkd.bank.writer import BankWriter
-from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
+from dfkd.datasets.views import denormalise, draw_views, normalise, to_bytes, to_unit
+from dfkd.distillation.answers import AnswerCache, Draw, ahead
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
 from dfkd.distillation.store import ImageStore, ShuffledPasses
@@ -70,7 +71,20 @@ class Run:
         self.watched = 0  # student steps since the run began
         self.steps = 0  # student steps that `sums` holds
         self.shown: torch.Tensor | None = None  # some of the images that were made last, uint8 [N,C,H,W]
+        self.answers: AnswerCache | None = None
         self._order: ShuffledPasses | None = None
+        self._later: ShuffledPasses | None = None  # the same order, looked at ahead of time
+
+    def keep_answers(self, answers: AnswerCache) -> None:
+        """Have the teacher's answers to the images of the store kept. Call it after a state is loaded."""
+        self.answers = answers
+        self.cost.teacher_queries += answers.queries  # by which it was tried
+
+    def publish_answers(self) -> None:
+        """Leave the answers that were kept to other runs. Call it when this one ends or is interrupted."""
+        if self.answers is not None:
+            with self.cost.measure(self.runtime):
+                self.answers.publish()
 
     def synthesize(self, turn: Turn, stop: Any) -> None:
         """The synthesis that begins a round."""
@@ -84,37 +98,50 @@ class Run:
             self.shown = made.images
         if turn.round == 0:
             self.objective.begin_epoch(turn.epoch, rate_at(self.settings, turn.epoch))
-        self.made, self._order = made.terms, None
+        self.made, self._order, self._later = made.terms, None, None
         self.cost.images += made.count
         self.cost.optimiser_steps += made.optimiser_steps
         self.cost.teacher_queries += made.teacher_queries
 
     def distill(self, turn: Turn) -> None:
         """One student step, on a batch of the store or on fresh images."""
-        size = self.settings.batch_size
+        size, asked = self.settings.batch_size, self.settings.batch_size
         if isinstance(self.synthesizer, FreshSynthesizer):
             batch = Batch(self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64))
             self.cost.images += size
             if turn.last:
                 self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))
         else:
+            before = self.answers.queries if self.answers else 0
             batch = self._stored(turn, size)
+            asked = self.answers.queries - before if self.answers else size
         terms = self.objective.step(batch._replace(images=self.runtime.images(batch.images)))
         self.watch.see(self.watched, terms)
         self.sums += terms
         self.steps += 1
         self.watched += 1
         self.cost.optimiser_steps += self.objective.optimiser_steps
-        self.cost.teacher_queries += size
+        self.cost.teacher_queries += asked
+        self.cost.cached_answers += size - asked
 
     def _stored(self, turn: Turn, size: int) -> Batch:
         """A batch of the store, in random views."""
         if not self.store.count:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
-        self._order = self._order or ShuffledPasses(self.store.count, size, self.seed, "distill order", turn.epoch, turn.round)
-        index = self._order.batch(turn.step).to(self.runtime.device)
-        views = random_views(self.store.images[index], self.info)
-        return Batch(normalise(to_unit(views), self.info), self.store.labels[index], index)
+        if self._order is None or self._later is None:
+            keys = (self.seed, "distill order", turn.epoch, turn.round)
+            self._order, self._later = (ShuffledPasses(self.store.count, size, *keys) for _ in range(2))
+        rows, views = self._order.batch(turn.step), draw_views(size, self.info)
+        index = rows.to(self.runtime.device)
+        seen = normalise(to_unit(views.apply(self.store.images[index], self.info)), self.info)
+        batch = Batch(self.runtime.images(seen), self.store.labels[index], index)
+        if self.answers is None:
+            return batch
+        return batch._replace(answers=self.answers.answers((rows, views), batch.images, self._following(turn, self._later)))
+
+    def _following(self, turn: Turn, order: ShuffledPasses) -> Iterator[Draw]:
+        """What the student will see in the steps of this round that follow."""
+        return ahead((order.batch(step) for step in range(turn.step + 1, self.settings.kd_steps)), self.info)
 
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""

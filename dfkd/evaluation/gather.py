@@ -16,7 +16,7 @@ from dfkd.evaluation.noise import FEWEST_SEEDS, Flags
 from dfkd.evaluation.show import root_of
 
 # Folders of `results` that hold no result files but thousands of others, and the campaigns', which are asked for by name.
-SKIPPED = ("teachers", "banks", "runs", "checkpoints", "benchmarks", "compare", "campaigns")
+SKIPPED = ("teachers", "banks", "runs", "checkpoints", "caches", "benchmarks", "compare", "campaigns")
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ METHODS |= {alias: METHODS[name] for alias, name in ALIASES.items()}
 DEFAULT_METHOD = "dda"
 
 # Folders that lie beside those of the methods in results/.
-RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "compare", "campaigns", "scratch")
+RESERVED = ("teachers", "banks", "runs", "benchmarks", "checkpoints", "caches", "compare", "campaigns", "scratch")
 
 
 def transfer_set(method: str, settings: MethodSettings) -> tuple[str, str]:

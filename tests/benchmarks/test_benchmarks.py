@@ -1,6 +1,7 @@
 import importlib.metadata
 import json
 import logging
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import bank, memory, planning, reference
+from benchmarks.cache import HITS, MISSES, OFF, cache_rows
 from benchmarks.flops import aligner_flops, forward_flops, generator_flops, student_flops, synthesis_flops
 from benchmarks.methods import INIT_BANK, Budget, measure_method, published
 from benchmarks.peak import Peaks
@@ -149,6 +151,13 @@ def test_rates_ratios_and_fractions_follow_from_the_seconds():
     assert rows[f"{EAGER}: of the fp32 peak"].value == 50
 
 
+def test_a_first_run_lies_between_all_known_and_none_known():
+    rows = {row.name: row.value for row in cache_rows({OFF: [3.0, 3.0, 9.0], HITS: [1.0], MISSES: [3.0]}, 30)}
+    assert (rows[OFF], rows[f"{HITS} / {OFF}"], rows[f"{MISSES} / {OFF}"]) == (10, 3, 1)
+    share = 1 - (1 - math.exp(-240 * 50_048 / 8_100_000)) / (240 * 50_048 / 8_100_000)  # of the answers that are known
+    assert rows["a first run of 240 epochs / not kept"] == pytest.approx(3 / (share + 3 * (1 - share)))
+
+
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     bank.make_bank(tmp_path / "bank.lmdb", 3000)
     found = memory.in_child("load", tmp_path / "bank.lmdb", 3000)
@@ -179,9 +188,9 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
         "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
         "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
-        "plan 28 jobs once complete: peak",
+        "plan 28 jobs once complete: peak", *(row.name for row in cache_rows({OFF: [3.0], HITS: [1.0], MISSES: [3.0]}, 4)),
     ]  # fmt: skip
-    expected += [INIT_BANK, *(name for name in METHODS if name not in (*ALIASES, "kd"))]
+    expected += [INIT_BANK, *(name for name, own in METHODS.items() if name not in ALIASES and not own.transfer)]
     assert set(expected) <= set(names)
     assert names.count(ORIGINAL) == 2  # synthesis and student
     for name in names:

@@ -3,7 +3,17 @@ import torch
 from torch.nn import functional as F
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import crop_flip, normalise, random_views, rotations, to_bytes, to_unit
+from dfkd.datasets.views import (
+    crop_flip,
+    draw_views,
+    normalise,
+    numbered_views,
+    random_views,
+    rotations,
+    to_bytes,
+    to_unit,
+    views_of,
+)
 
 INFO = DatasetInfo(
     name="toy",
@@ -91,3 +101,34 @@ def test_bytes_are_floored_and_clamped():
     unit = to_unit(every)
     assert torch.equal(unit, every / 255)
     assert unit.max() == 1
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True), (0, False)])
+def test_views_have_numbers(padding, flip):
+    info = INFO.model_copy(update={"crop_padding": padding, "flip": flip})
+    count = views_of(info)
+    assert count == (2 * padding + 1) ** 2 * (1 + flip)
+    views = numbered_views(torch.arange(count), info)
+    assert torch.equal(views.numbers(info), torch.arange(count))
+    image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(count, 3, 1, 1) + 1
+    assert len(views.apply(image, info).unique(dim=0)) == count  # no two look alike
+    drawn = draw_views(5000, info)
+    assert sorted(drawn.numbers(info).unique().tolist()) == list(range(count))
+
+
+def test_views_are_drawn_as_they_always_were():
+    """The draws of a seed, in their order: results depend on them."""
+    images = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8)
+    torch.manual_seed(4)
+    dy, dx = torch.randint(0, 5, (2, 30))
+    flip = torch.rand(30) < 0.5
+    after = torch.rand(1)
+    torch.manual_seed(4)
+    assert torch.equal(random_views(images, INFO), slow_crop_flip(images, dy, dx, flip, 2))
+    assert torch.rand(1) == after
+    torch.manual_seed(4)
+    own = torch.Generator().manual_seed(4)
+    views = draw_views(30, INFO, own)
+    assert torch.equal(views.dy, dy)
+    assert torch.rand(1, generator=own) == after
+    assert torch.get_rng_state().equal(torch.Generator().manual_seed(4).get_state())  # the global one was not touched

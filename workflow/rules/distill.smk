@@ -30,6 +30,7 @@ rule distill:
         mem_mb=16000,
         runtime=2880,
         gpu=1,
+        cache_mb=4000,
     params:
         settings=settings_of("distill"),
         version=version_of("distill"),
@@ -42,7 +43,8 @@ rule distill:
         "DFKD_GPUS={resources.gpu} "
         "dfkd distill --teacher {input.teacher:q} {params.images:q} --method {wildcards.method:q} "
         "--student {wildcards.student:q} --seed {wildcards.seed:q} --test {input.test:q} "
-        "--settings {params.settings:q} --checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"
+        "--settings {params.settings:q} --cache results/caches --cache-mb {resources.cache_mb} "
+        "--checkpoints {params.checkpoints:q} -o {output.student:q} > {log:q} 2>&1"
 
 
 # Methods whose generator lives for the whole run keep it too.
