@@ -205,7 +205,7 @@ def identity(card: WeightsCard, store: ImageStore, size: int, runtime: Runtime) 
         "teacher": card.sha256,
         "architecture": card.architecture,
         "plugin": code_hash("model", card.architecture),
-        "images": hashlib.sha256(memoryview(images.numpy())).hexdigest(),
+        "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         "shape": list(images.shape),
         "normalisation": [info.mean, info.std],
         "views": [info.crop_padding, info.flip],

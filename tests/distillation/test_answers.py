@@ -2,17 +2,20 @@
 
 import logging
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dfkd.cli import app
 from dfkd.datasets.prepared import read_split
 from dfkd.datasets.views import draw_views, normalise, to_unit, views_of
 from dfkd.distillation import answers as module
 from dfkd.distillation.answer_file import AnswerFile
-from dfkd.distillation.answers import AnswerCache, CacheOptions, ahead, expected_share, identity, open_answers
+from dfkd.distillation.answers import DEFAULT_MB, AnswerCache, CacheOptions, ahead, expected_share, identity, open_answers
 from dfkd.distillation.distill import distill
 from dfkd.distillation.run import Run
 from dfkd.distillation.store import ImageStore, ShuffledPasses
@@ -275,3 +278,17 @@ def test_an_objective_that_looks_at_features_keeps_none(run, monkeypatch, caplog
     run(tmp_path, CacheOptions(tmp_path / "kept"), "kd-at", epochs=1, milestones=[])
     assert "the teacher's answers are not kept: AT looks at its features too" in caplog.text
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [([], CacheOptions()), (["--cache", "kept", "--cache-mb", "7"], CacheOptions(Path("kept"), 7))],
+)
+def test_the_command_says_where_and_how_many(monkeypatch, words, options):
+    given = []
+    monkeypatch.setattr("dfkd.distillation.distill.distill", lambda *arguments: given.append(arguments[-1]))
+    needed = ["--teacher", "t", "--student", "wrn101", "--test", "x.h5", "-o", "s", "--method", "kd", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["distill", *needed, *words])
+    assert done.exit_code == 0, done.output
+    assert given == [options]
+    assert options.limit_mb == DEFAULT_MB or words

@@ -101,6 +101,7 @@ def test_no_method_takes_the_training_split_but_the_control_on_real_images(workf
             stage = f"distill {method}"
             assert "data/digits.test.h5" in reason  # the reason does name the inputs
             assert ("generator.safetensors" in reason) is METHODS[method].generator
+            assert "--cache results/caches --cache-mb 4000 " in command
         if re.search(r"data/\w+\.h5", reason + command):
             takers.add(stage)
     assert methods == set(METHODS)
