@@ -235,7 +235,7 @@ def test_the_campaign_of_the_benchmark_has_the_jobs_that_it_promises(finished, t
     ((status, output),) = finished.plans(["--directory", str(tmp_path), *plan(TARGET)])
     assert status == 0, output
     counts, methods = jobs_in(output), len(set(METHODS) - set(ALIASES))
-    runs = sum(counts[name] for name in ("distill", "distill_generator", "distill_transfer"))
+    runs = sum(counts[name] for name in ("distill", "distill_generator", "distill_transfer", "distill_two_stage"))
     assert runs == counts["evaluate"] == counts["run_pictures"] == counts["run_bank_page"] == 3 * methods
     assert (counts["campaign_result"], counts["campaign_compare"], counts["campaign"]) == (methods, 1, 1)
     assert counts["teacher"] == counts["init_bank"] == counts["augment"] == 1

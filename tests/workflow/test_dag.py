@@ -158,7 +158,7 @@ def test_a_relative_of_a_rule_has_its_files_and_more():
     added = {
         "distill_generator": ("output", {"generator", "generator_card"}),
         "distill_transfer": ("input", {"data"}),
-        "distill_two_stage": ("input", {"data", "first_stage"}),
+        "distill_two_stage": ("input", {"data", "first_stage", "first_stage_card"}),
     }
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():

@@ -44,7 +44,7 @@ def test_known_names_pass(target):
     ("target", "sentence"),
     [
         ("results/cifar11_wrn402_wrn161.json", "unknown data set 'cifar11'; the nearest known: cifar1"),
-        ("results/cifar10_resnet43_wrn161.json", "unknown model 'resnet43'; the nearest known: resnet34"),
+        ("results/cifar10_resnet43_wrn161.json", "unknown model 'resnet43'; the nearest known: resnet44"),
         ("results/cifar10_wrn402_vgg12.json", "unknown model 'vgg12'; the nearest known: vgg"),
         ("results/cifar10_wrn412_wrn161.json", "depth must be 6n+4"),
         ("results/dad/cifar10_wrn402_wrn161.json", "unknown method 'dad'; the nearest known: dfad, dda"),
