@@ -223,8 +223,8 @@ def run(tiny_teacher, tiny_data, tiny_bank, reference):
         bank = METHODS[method].banks or settings.transfer_set.startswith("bank")
         given = ([tiny_bank], None) if bank else ([], tiny_data.data)
         output = folder / "out" / "student.safetensors"
-        arguments = (tiny_data.test, settings, 0, output, folder / "state", reference, method, given[1], cache)
-        distill(tiny_teacher, given[0], "wrn101", *arguments)
+        arguments = (tiny_data.test, settings, 0, output, folder / "state", reference, method, given[1])
+        distill(tiny_teacher, given[0], "wrn101", *arguments, cache=cache)
         return folder / "out"
 
     return into
