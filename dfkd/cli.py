@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dfkd.cli_data import data_app
 from dfkd.cli_deploy import deploy_app
 from dfkd.cli_options import Device, OnDivergence
 from dfkd.config import (
@@ -55,6 +56,7 @@ teacher_app = typer.Typer(no_args_is_help=True, help="Train a teacher, or import
 plot_app = typer.Typer(no_args_is_help=True, help="Draw what a run has written.")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(plot_app, name="plot")
+app.add_typer(data_app, name="data")
 app.add_typer(deploy_app)
 
 SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]

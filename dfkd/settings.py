@@ -39,7 +39,7 @@ class StageSettings(Settings):
 class DatasetSettings(Settings):
     """One entry of config/datasets.yaml."""
 
-    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH` or `hdf5:PATH`")
+    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH`, `packed:FILE` or `hdf5:PATH`")
     image_size: int = Field(32, ge=4, le=1024, description="height and width in pixels; images are resized with antialiasing")
     channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
     classes: list[str] | None = Field(None, description="class names in label order; from the source when absent")

@@ -128,7 +128,7 @@ def source_files(wildcards):
     prepared = Path(f"data/{wildcards.dataset}.h5").exists()
     if kind in ("torchvision", "sklearn"):
         return []
-    needed = kind in ("folder", "hdf5") and prepared
+    needed = kind in ("folder", "hdf5", "packed") and prepared
     return [path] if needed or Path(path).exists() else []
 
 
