@@ -36,6 +36,17 @@ class StageSettings(Settings):
     compile: bool = Field(False, description="torch.compile the inner loop where a compiler is found; pays for long runs")
 
 
+class TrainingSettings(StageSettings):
+    """What every stage that trains on a store of images can set."""
+
+    store: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="images on the device, or read from their file window by window as they are needed; `auto`: on the device "
+        "if they take at most half of its memory. The order of the images differs",
+    )
+    shuffle_buffer: Count = Field(16384, description="streamed: images of a window, within which the order is shuffled")
+
+
 class DatasetSettings(Settings):
     """One entry of config/datasets.yaml."""
 
@@ -67,7 +78,7 @@ class DatasetSettings(Settings):
         return self
 
 
-class TeacherSettings(StageSettings):
+class TeacherSettings(TrainingSettings):
     """The CIFAR recipe of the field's public code: SGD, MultiStep, crop and flip."""
 
     seed: int = Field(0, ge=0)

@@ -7,7 +7,7 @@ real images.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
 from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
-from dfkd.distillation.store import ImageStore
+from dfkd.distillation.store import ImageStore, is_streamed
+from dfkd.distillation.stream import ArraySource, BankSource, Source, Store, StreamedStore, stream_notes
 from dfkd.distillation.teacher import accuracy
 from dfkd.divergence import rollback_notes, slowed
 from dfkd.errors import UserError
@@ -34,7 +35,7 @@ from dfkd.history import History
 from dfkd.methods import METHODS, KDSettings, MethodSettings, transfer_set
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
-from dfkd.plugins import code_hash
+from dfkd.plugins import code_hash, load
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, seed_everything
@@ -81,6 +82,10 @@ def distill(
     lineage = {"teacher": card.sha256, **{f"bank {path.stem}": file_sha256(path) for path in banks}}
     if data is not None:
         lineage["data"] = transfer_sha256(data)
+    fresh = issubclass(load(METHODS[method].synthesizer), FreshSynthesizer)
+    own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
+    there = sum(len(reader) for reader in readers.values()) + (len(given[0]) if given else 0)
+    streamed = there > 0 and is_streamed(settings.store, there + own, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -92,6 +97,7 @@ def distill(
             "seed": seed,
             "test": file_sha256(test),
             "lineage": lineage,
+            "streamed": streamed,
             "plugins": [code_hash("method", method), code_hash("model", card.architecture), code_hash("model", architecture)],
         },
     )
@@ -99,7 +105,6 @@ def distill(
     seed_everything(seed, "distill")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks))
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
-    fresh = isinstance(synthesizer, FreshSynthesizer)
     if banks and fresh:
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     examination = Examination(teacher_model, student, read_split(test, "test"), info, runtime)
@@ -108,21 +113,15 @@ def distill(
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
 
     notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
-    notes |= rollback_notes(checkpoint.folder)
+    notes |= rollback_notes(checkpoint.folder) | stream_notes(streamed, settings)
     meta = _bank_meta(card, readers, chosen, seed, method, architecture, notes)
     with (
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
-        there = sum(len(reader) for reader in readers.values()) + (len(given[0]) if given else 0)
-        own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-        store = ImageStore(there + own, info.shape, runtime)
+        store = _store(given, readers.values(), own, info, settings, streamed, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
-        if given:
-            store.append(*given)
-        for reader in readers.values():
-            store.append_bank(reader)
         objective.begin(store)
         if state:
             run.load_state(state["run"])
@@ -154,6 +153,7 @@ def distill(
             bar.advance(note=note)
             if stop:
                 stop.stop()
+        store.close()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
@@ -186,6 +186,29 @@ def distill(
     save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
     checkpoint.remove()
     return saved
+
+
+def _store(
+    given: Split | None,
+    readers: Collection[BankReader],
+    own: int,
+    info: DatasetInfo,
+    settings: MethodSettings,
+    streamed: bool,
+    runtime: Runtime,
+) -> Store:
+    """The given images, on the device or streamed, with room for so many of the run's own."""
+    if streamed:
+        sources: list[Source] = [ArraySource(*given)] if given else []
+        sources += [BankSource(reader) for reader in readers if len(reader)]
+        return StreamedStore(sources, own, info.shape, settings.shuffle_buffer, runtime)
+    there = sum(map(len, readers)) + (len(given[0]) if given else 0)
+    store = ImageStore(there + own, info.shape, runtime)
+    if given:
+        store.append(*given)
+    for reader in readers:
+        store.append_bank(reader)
+    return store
 
 
 class Examination:

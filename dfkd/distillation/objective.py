@@ -12,7 +12,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.runtime import Runtime
 
 if TYPE_CHECKING:
-    from dfkd.distillation.store import ImageStore
+    from dfkd.distillation.stream import Store
     from dfkd.methods import MethodSettings
 
 
@@ -60,7 +60,7 @@ class Objective(ABC):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of a batch, as scalars, `loss` first."""
 
-    def begin(self, store: ImageStore) -> None:
+    def begin(self, store: Store) -> None:
         """Called once, when the images that were given lie in the store and before a state is loaded."""
         self.store = store
 

@@ -12,7 +12,7 @@ from dfkd.bank.writer import BankWriter
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.stream import Store
 from dfkd.divergence import Watch, check_terms
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
@@ -55,7 +55,7 @@ class Run:
         self,
         synthesizer: Synthesizer,
         objective: Objective,
-        store: ImageStore,
+        store: Store,
         bank: BankWriter,
         settings: MethodSettings,
         seed: int,
@@ -70,7 +70,7 @@ class Run:
         self.watched = 0  # student steps since the run began
         self.steps = 0  # student steps that `sums` holds
         self.shown: torch.Tensor | None = None  # some of the images that were made last, uint8 [N,C,H,W]
-        self._order: ShuffledPasses | None = None
+        self._order: Any = None  # the passes over the store in this round
 
     def synthesize(self, turn: Turn, stop: Any) -> None:
         """The synthesis that begins a round."""
@@ -111,10 +111,12 @@ class Run:
         """A batch of the store, in random views."""
         if not self.store.count:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
-        self._order = self._order or ShuffledPasses(self.store.count, size, self.seed, "distill order", turn.epoch, turn.round)
-        index = self._order.batch(turn.step).to(self.runtime.device)
-        views = random_views(self.store.images[index], self.info)
-        return Batch(normalise(to_unit(views), self.info), self.store.labels[index], index)
+        if self._order is None:
+            steps = self.settings.kd_steps
+            self._order = self.store.passes(size, self.seed, "distill order", turn.epoch, turn.round, steps=steps)
+        found = self.store.fetch(self._order, turn.step)
+        views = random_views(found.images, self.info)
+        return Batch(normalise(to_unit(views), self.info), found.labels, found.rows)
 
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""

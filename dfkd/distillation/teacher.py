@@ -14,7 +14,8 @@ from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.store import ImageStore, is_streamed
+from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
@@ -53,6 +54,7 @@ def train_teacher(
     info = read_info(data)
     images, labels = read_split(data, "train")
     test_images, test_labels = read_split(data, "test")
+    streamed = is_streamed(settings.store, len(images), info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -61,10 +63,11 @@ def train_teacher(
             "settings": settings.model_dump(),
             "architecture": architecture,
             "data": file_sha256(data),
+            "streamed": streamed,
         },
     )
     chosen, settings = settings, slowed(settings, checkpoint.folder)
-    notes = rollback_notes(checkpoint.folder)
+    notes = rollback_notes(checkpoint.folder) | stream_notes(streamed, settings)
     seed_everything(settings.seed, "teacher")
     model = build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks)
     model = runtime.place(model).train()
@@ -75,10 +78,14 @@ def train_teacher(
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
     )
-    store = ImageStore(len(images), info.shape, runtime)
-    store.append(images, labels)
     steps_per_epoch = -(-len(images) // settings.batch_size)
-    order = ShuffledPasses(len(images), min(settings.batch_size, len(images)), settings.seed, "teacher order")
+    total = settings.epochs * steps_per_epoch
+    store: Store = ImageStore(0 if streamed else len(images), info.shape, runtime)
+    if streamed:
+        store = StreamedStore([ArraySource(images, labels)], 0, info.shape, settings.shuffle_buffer, runtime)
+    else:
+        store.append(images, labels)
+    order: Any = store.passes(min(settings.batch_size, len(images)), settings.seed, "teacher order", steps=total)
     first, cost = 0, Cost()
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
     state = checkpoint.load()
@@ -106,7 +113,6 @@ def train_teacher(
             **history.state(),
         }
 
-    total = settings.epochs * steps_per_epoch
     watch = Watch(f"teacher {architecture}", ["loss"], runtime.device)
     with stop_request() as stop, progress(f"teacher {architecture}", total, first) as steps:
         for step in range(first, total):
@@ -114,9 +120,9 @@ def train_teacher(
             with cost.measure(runtime):
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(settings, epoch)
-                index = order.batch(step).to(runtime.device)
-                batch = runtime.images(normalise(to_unit(random_views(store.images[index], info)), info))
-                loss = training_loss(batch, store.labels[index])
+                found = store.fetch(order, step)
+                batch = runtime.images(normalise(to_unit(random_views(found.images, info)), info))
+                loss = training_loss(batch, found.labels)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -141,6 +147,7 @@ def train_teacher(
                 checkpoint.save(snapshot(step + 1))
                 stop.stop()
 
+    store.close()
     card = _card(architecture, info, chosen.model_dump(), settings.seed, history.rows[-1]["acc1"], notes)
     history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})

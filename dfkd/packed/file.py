@@ -36,6 +36,8 @@ class PackedFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise UserError(f"{self.path}: a folder, not packed images; pack it with `dfkd data pack`.")
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such file; pack a folder of images with `dfkd data pack`.")
         with reading(self.path) as transaction:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -26,13 +27,10 @@ def summarise_packed(path: Path) -> dict[str, Any]:
 def print_packed(path: Path) -> None:
     """The same for a reader."""
     found = summarise_packed(path)
-    console = Console()
     pixels = "files as they were"
     if found["size"]:
         pixels = f"short side at most {found['size']} pixels, {found['reencoded']:,} written anew as JPEG {found['quality']}"
-    console.print(
-        f"{path}: packed from {found['source']}, {found['file_bytes'] / 1e6:,.1f} MB, {pixels}", highlight=False, soft_wrap=True
-    )
+    typer.echo(f"{path}: packed from {found['source']}, {found['file_bytes'] / 1e6:,.1f} MB, {pixels}")
     table = Table()
     for name in ("split", "images", "MB", "blocks", "images of a class"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -40,17 +38,13 @@ def print_packed(path: Path) -> None:
         counts = found["images_by_class"][split]
         spread = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
         table.add_row(split, f"{values['images']:,}", f"{values['bytes'] / 1e6:,.1f}", f"{values['blocks']:,}", spread)
-    console.print(table)
+    Console().print(table)
     names = found["classes"]
-    console.print(
-        f"{len(names)} classes: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}", highlight=False, soft_wrap=True
-    )
+    typer.echo(f"{len(names)} classes: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}")
     if found["skipped"]:
-        console.print(
-            f"{found['skipped']} unreadable files left out, first {found['skipped_first'][0]}", highlight=False, soft_wrap=True
-        )
+        typer.echo(f"{found['skipped']} unreadable files left out, first {found['skipped_first'][0]}")
     if found["repeated"]:
-        console.print(f"{found['repeated']} files have the content of another one", highlight=False, soft_wrap=True)
+        typer.echo(f"{found['repeated']} files have the content of another one")
 
 
 def packed_faults(path: Path) -> list[str]:
