@@ -127,6 +127,9 @@ def teacher_train(
     data: Annotated[Path, typer.Option(help="prepared data set with a training split")],
     model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
     output: Output,
+    packed: Annotated[
+        Path | None, typer.Option(help="packed file with the training images, for data prepared with keep_packed")
+    ] = None,
     checkpoints: Checkpoints = Path("results/checkpoints/teacher"),
     settings: SettingsText = None,
     changes: Changes = None,
@@ -139,7 +142,7 @@ def teacher_train(
 
     chosen = _settings("teacher", settings, changes)
     architecture, runtime = check_model(model), _runtime(chosen, device)
-    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime), checkpoints, on_divergence)
+    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime, packed), checkpoints, on_divergence)
 
 
 @teacher_app.command("import")

@@ -61,6 +61,10 @@ class DatasetSettings(Settings):
     test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
     split_seed: int = Field(0, ge=0, description="seed of that split")
     skip_unreadable: bool = Field(False, description="image folder: leave out unreadable files instead of stopping")
+    keep_packed: bool = Field(
+        False,
+        description="packed: leave the training images in the packed file; they are decoded as a network is trained on them",
+    )
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
@@ -69,6 +73,8 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _lengths(self) -> DatasetSettings:
+        if self.keep_packed and not self.source.startswith("packed:"):
+            raise ValueError("keep_packed needs a packed source (`packed:FILE`)")
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and len(values) != self.channels:

@@ -6,6 +6,7 @@ real images.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -115,12 +116,13 @@ def distill(
     notes = synthesizer.notes | ({"transfer_set": settings.transfer_set} if isinstance(settings, KDSettings) else {})
     notes |= rollback_notes(checkpoint.folder) | stream_notes(streamed, settings)
     meta = _bank_meta(card, readers, chosen, seed, method, architecture, notes)
+    store = _store(given, readers.values(), own, info, settings, streamed, runtime)
     with (
+        contextlib.closing(store),
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
-        store = _store(given, readers.values(), own, info, settings, streamed, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
         objective.begin(store)
         if state:
@@ -153,7 +155,6 @@ def distill(
             bar.advance(note=note)
             if stop:
                 stop.stop()
-        store.close()
         bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]

@@ -60,6 +60,9 @@ class ArraySource:
         """As `Source` says."""
         torch.index_select(self.images, 0, torch.tensor(blocks), out=torch.from_numpy(images))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class Window(NamedTuple):
     """A part of a pass."""

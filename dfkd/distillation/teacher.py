@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from torch.nn import functional as F
 from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.prepared import read_info, read_split
+from dfkd.datasets.prepared import read_info, read_packed_train, read_split
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.store import ImageStore, is_streamed
 from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
+from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
+from dfkd.packed.stream import PackedSource
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, seed_everything
@@ -41,20 +44,30 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def train_teacher(
-    data: Path, architecture: str, settings: TeacherSettings, output: Path, checkpoints: Path, runtime: Runtime
+    data: Path,
+    architecture: str,
+    settings: TeacherSettings,
+    output: Path,
+    checkpoints: Path,
+    runtime: Runtime,
+    packed: Path | None = None,
 ) -> WeightsCard:
     """Train `architecture` on the training split of `data`; the last epoch's weights go to `output` (safetensors).
 
     The recipe of the field's public code by default: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the
     card (JSON), history.csv, timing.csv, cost.json. Resumes from `checkpoints`.
 
+    Args:
+        packed: the packed file that holds the training images, if `data` was prepared with `keep_packed`.
+
     Raises:
         UserError: no training split, or the model cannot take the data set's images.
     """
     info = read_info(data)
-    images, labels = read_split(data, "train")
+    source = _training_images(data, packed, info)
+    count = len(source.labels)
     test_images, test_labels = read_split(data, "test")
-    streamed = is_streamed(settings.store, len(images), info.shape, runtime)
+    streamed = packed is not None or is_streamed(settings.store, count, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -78,14 +91,15 @@ def train_teacher(
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
     )
-    steps_per_epoch = -(-len(images) // settings.batch_size)
+    steps_per_epoch = -(-count // settings.batch_size)
     total = settings.epochs * steps_per_epoch
-    store: Store = ImageStore(0 if streamed else len(images), info.shape, runtime)
-    if streamed:
-        store = StreamedStore([ArraySource(images, labels)], 0, info.shape, settings.shuffle_buffer, runtime)
+    store: Store
+    if streamed or isinstance(source, PackedSource):
+        store = StreamedStore([source], 0, info.shape, settings.shuffle_buffer, runtime)
     else:
-        store.append(images, labels)
-    order: Any = store.passes(min(settings.batch_size, len(images)), settings.seed, "teacher order", steps=total)
+        store = ImageStore(count, info.shape, runtime)
+        store.append(source.images, source.labels)
+    order: Any = store.passes(min(settings.batch_size, count), settings.seed, "teacher order", steps=total)
     first, cost = 0, Cost()
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
     state = checkpoint.load()
@@ -114,7 +128,12 @@ def train_teacher(
         }
 
     watch = Watch(f"teacher {architecture}", ["loss"], runtime.device)
-    with stop_request() as stop, progress(f"teacher {architecture}", total, first) as steps:
+    with (
+        contextlib.closing(source),
+        contextlib.closing(store),
+        stop_request() as stop,
+        progress(f"teacher {architecture}", total, first) as steps,
+    ):
         for step in range(first, total):
             epoch = step // steps_per_epoch
             with cost.measure(runtime):
@@ -147,13 +166,28 @@ def train_teacher(
                 checkpoint.save(snapshot(step + 1))
                 stop.stop()
 
-    store.close()
     card = _card(architecture, info, chosen.model_dump(), settings.seed, history.rows[-1]["acc1"], notes)
     history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     card = save_weights(output, model, card)
     checkpoint.remove()
     return card
+
+
+def _training_images(data: Path, packed: Path | None, info: DatasetInfo) -> ArraySource | PackedSource:
+    """The training split of a prepared data set, or of the packed file that it names."""
+    named = read_packed_train(data)
+    if named is None:
+        if packed is not None:
+            raise UserError(f"{data}: holds its training images itself; leave --packed away.")
+        return ArraySource(*read_split(data, "train"))
+    if packed is None:
+        raise UserError(f"{data}: its training images lie in the packed file {named['file']}; give it with --packed.")
+    source = PackedSource(packed, "train", info)
+    if source.file.digest != named["digest"]:
+        source.close()
+        raise UserError(f"{packed}: is not the {named['file']} that {data} was prepared from; give that one, or prepare again.")
+    return source
 
 
 def import_teacher(

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dfkd.bank.records import META_KEY
-from dfkd.bank.storage import file_identity, has_footer, reading, visit_records
+from dfkd.bank.storage import file_identity, published_digest, reading, visit_records
 from dfkd.datasets.arrays import Split
 from dfkd.datasets.folder import decode, pixel_limit, why_unreadable
 from dfkd.errors import UserError
@@ -43,8 +43,10 @@ class PackedFile:
         with reading(self.path) as transaction:
             self.meta: PackedMeta = decode_packed_meta(transaction.get(META_KEY), self.path)
             self.identity = file_identity(self.path)
-        if not has_footer(self.path):
+        digest = published_digest(self.path)
+        if digest is None:
             raise UserError(f"{self.path}: truncated or changed behind its last page; copy or pack it again.")
+        self.digest = digest  # BLAKE2b of the file, as it was written: its name
         self._checked: set[int] = set()
 
     @functools.cached_property
@@ -150,13 +152,13 @@ class _DecodedBlocks(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, index: int) -> Split | str:
         try:
             contents, labels = next(self.file.blocks([self.numbers[index]]))
-            images = decode_all(contents, self.size, self.channels, self.max_pixels, self.file.path)
-            return images, torch.from_numpy(labels)
+            images = decode_array(contents, self.size, self.channels, self.file.path, self.max_pixels)
+            return torch.from_numpy(images), torch.from_numpy(labels)
         except UserError as error:
             return str(error)
 
 
-def decode_all(contents: Sequence[bytes], size: int, channels: int, max_pixels: int, path: Path) -> torch.Tensor:
+def decode_array(contents: Sequence[bytes], size: int, channels: int, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 [n,channels,size,size]: the centre square of each image, as an image folder is read."""
     images = np.empty((len(contents), channels, size, size), dtype=np.uint8)
     with pixel_limit(max_pixels):
@@ -167,7 +169,7 @@ def decode_all(contents: Sequence[bytes], size: int, channels: int, max_pixels: 
                 raise UserError(
                     f"{path}: an image cannot be decoded ({why_unreadable(error)}); pack the folder again."
                 ) from None
-    return torch.from_numpy(images)
+    return images
 
 
 def leave_signals(worker: int = 0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfkd.datasets.arrays import SourceData
+from dfkd.errors import UserError
 from dfkd.files import file_sha256
 from dfkd.packed.file import PackedFile
 from dfkd.settings import DatasetSettings
@@ -20,9 +21,11 @@ def packed_source(value: str, settings: DatasetSettings, downloads: Path) -> Sou
         UserError: no such file, or a damaged one.
     """
     file = PackedFile(Path(value).expanduser())
-    splits = {
-        split: file.decoded(split, settings.image_size, settings.channels, settings.max_pixels) for split in file.meta.splits
-    }
+    names = list(file.meta.splits)
+    if settings.keep_packed:
+        _check_kept(file, settings)
+        names = ["test"]
+    splits = {split: file.decoded(split, settings.image_size, settings.channels, settings.max_pixels) for split in names}
     if list(splits) == ["train"]:
         splits = {"all": splits["train"]}
     provenance = {
@@ -30,4 +33,14 @@ def packed_source(value: str, settings: DatasetSettings, downloads: Path) -> Sou
         "packed_from": file.meta.source, "files_sha256": file.meta.files_sha256, "files": file.meta.images + file.meta.skipped,
         "skipped": file.meta.skipped, "skipped_first": file.meta.skipped_first, "size": file.meta.size,
     }  # fmt: skip
-    return SourceData(file.meta.classes, splits, provenance)
+    kept = {"file": file.path.name, "digest": file.digest} if settings.keep_packed else None
+    return SourceData(file.meta.classes, splits, provenance, packed_train=kept)
+
+
+def _check_kept(file: PackedFile, settings: DatasetSettings) -> None:
+    if set(file.meta.splits) != {"train", "test"}:
+        raise UserError(f"{file.path}: keep_packed needs a train and a test split; pack both, with --test if they lie apart.")
+    if settings.mean is None or settings.std is None:
+        raise UserError("with keep_packed the training images are not looked at; give mean and std in the config.")
+    if settings.classes is not None and settings.classes != file.meta.classes:
+        raise UserError("with keep_packed the classes are those of the packed file, in its order; leave the key out.")

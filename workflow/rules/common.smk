@@ -7,6 +7,7 @@ import hashlib
 import io as text_io
 import json
 import os
+import shlex
 import shutil
 
 # A plan is millions of objects that stay: looking for garbage among them takes a tenth of its time, and there is next to none.
@@ -130,6 +131,17 @@ def source_files(wildcards):
         return []
     needed = kind in ("folder", "hdf5", "packed") and prepared
     return [path] if needed or Path(path).exists() else []
+
+
+def packed_train(wildcards):
+    """The packed file that the training images are left in, if the data set's entry says so."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    return [dataset.source.partition(":")[2]] if dataset.keep_packed else []
+
+
+def packed_option(wildcards):
+    """The same for the command line."""
+    return "".join(f"--packed {shlex.quote(path)} " for path in packed_train(wildcards))
 
 
 def any_of(names):
