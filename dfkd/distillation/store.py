@@ -62,7 +62,7 @@ class ImageStore:
     def fetch(self, passes: ShuffledPasses, step: int) -> Fetched:
         """The batch of a step."""
         rows = passes.batch(step).to(self.images.device)
-        return Fetched(self.images[rows], self.labels[rows], rows)
+        return Fetched(self.images.index_select(0, rows), self.labels[rows], rows)  # which copies rows, not elements
 
     def close(self) -> None:
         """Nothing is open."""

@@ -187,8 +187,9 @@ class StreamedStore:
         lengths = [torch.as_tensor(source.starts).diff() for source in self.sources]
         self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(lengths).cumsum(0)])
         self._first_blocks = np.cumsum([0, *map(len, lengths)])
-        self._given = torch.cat([source.labels for source in self.sources])
-        self._labels = self._given.to(runtime.device)
+        given = torch.cat([source.labels for source in self.sources])
+        self.given = len(given)
+        self._labels = torch.cat([given, torch.zeros(capacity, dtype=torch.int64)]).to(runtime.device)
         self._pool = ThreadPoolExecutor(1, "windows")
         self._ready: dict[tuple[int | str, ...], Future[Tensor]] = {}
         self._stream = torch.cuda.Stream(runtime.device) if runtime.device.type == "cuda" else None
@@ -196,20 +197,23 @@ class StreamedStore:
     @property
     def count(self) -> int:
         """Images, given and own."""
-        return len(self._given) + self.own.count
+        return self.given + self.own.count
 
     @property
     def labels(self) -> Tensor:
         """int64 [count] on the device: of the given images, then of the own."""
-        return torch.cat([self._labels, self.own.labels[: self.own.count]])
+        return self._labels[: self.count]
 
     def append(self, images: Tensor, labels: Tensor) -> None:
         """Copy own images behind those that are there. Raises ValueError beyond the capacity."""
         self.own.append(images, labels)
+        self._labels[self.count - len(labels) : self.count].copy_(labels)
 
     def append_bank(self, reader: BankReader) -> None:
         """Copy the images of the run's own bank, when it resumes."""
-        self.own.append_bank(reader)
+        if len(reader):
+            arrays = reader.load()
+            self.append(arrays.images, arrays.labels)
 
     def passes(self, batch_size: int, *keys: int | str, steps: int | None = None) -> BlockPasses:
         """Passes over all that is there now."""
@@ -218,20 +222,22 @@ class StreamedStore:
     def fetch(self, passes: BlockPasses, step: int) -> Fetched:
         """The batch of a step, on the device; the window behind it is read meanwhile."""
         device = self.runtime.device
-        images, labels, rows = [], [], []
+        images, rows = [], []
         parts = passes.batch(step)
         for part in parts:
-            chosen = part.window.images[part.places]
-            place, own = part.places.to(device), part.own.to(device)
-            images += [self._window(part.window)[place], self.own.images[own]]
-            labels += [self._labels[chosen.to(device)], self.own.labels[own]]
-            rows += [chosen, part.own + len(self._given)]
+            if len(part.places):
+                images.append(self._window(part.window).index_select(0, part.places.to(device)))
+                rows.append(part.window.images[part.places])
+            if len(part.own):
+                images.append(self.own.images.index_select(0, part.own.to(device)))
+                rows.append(part.own + self.given)
+        row = torch.cat(rows).to(device)
         ahead = passes.after(step)
         if ahead is not None:
             self._begin(ahead)
         kept = {part.window.key for part in parts} | ({ahead.key} if ahead else set())
         self._ready = {key: window for key, window in self._ready.items() if key in kept}
-        return Fetched(torch.cat(images), torch.cat(labels), torch.cat(rows).to(device))
+        return Fetched(images[0] if len(images) == 1 else torch.cat(images), self._labels[row], row)
 
     def _begin(self, window: Window) -> None:
         if window.key not in self._ready:
