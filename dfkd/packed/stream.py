@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
@@ -27,7 +27,7 @@ class PackedSource:
     Processes are started here, before any thread is. Close it in the end.
 
     Args:
-        workers: processes that decode; 0: in this one; None: one a core.
+        workers: processes that decode; 0: in this one; None: as many as torch has threads.
 
     Raises:
         UserError: the file has no such split, or other classes.
@@ -41,7 +41,7 @@ class PackedSource:
         first = self._images.start
         self.starts: Sequence[int] = [start - first for start in self.file.starts[self._blocks.start : self._blocks.stop + 1]]
         self.labels = self.file.labels(split)
-        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        count = torch.get_num_threads() if workers is None else workers
         self._pool: ProcessPoolExecutor | None = None
         if count:
             context = multiprocessing.get_context("fork")
