@@ -179,6 +179,7 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
         "stream 600 images: peak", "batches alone, streamed / resident", "student steps, streamed / resident",
         "pack", "read past the page cache, packed / folder", "decoded, packed / folder",
+        "decoded, packed with --size 256 / folder",
         "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
         "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
         "plan 28 jobs once complete: peak",
