@@ -7,7 +7,6 @@ import hashlib
 import io as text_io
 import json
 import os
-import shlex
 import shutil
 
 # A plan is millions of objects that stay: looking for garbage among them takes a tenth of its time, and there is next to none.
@@ -134,14 +133,14 @@ def source_files(wildcards):
 
 
 def packed_train(wildcards):
-    """The packed file that the training images are left in, if the data set's entry says so."""
+    """The packed file that the training images are left in, if the entry of the data set says so."""
     dataset = CONFIG.datasets[wildcards.dataset]
     return [dataset.source.partition(":")[2]] if dataset.keep_packed else []
 
 
 def packed_option(wildcards):
     """The same for the command line."""
-    return "".join(f"--packed {shlex.quote(path)} " for path in packed_train(wildcards))
+    return [word for path in packed_train(wildcards) for word in ("--packed", path)]
 
 
 def any_of(names):

@@ -29,7 +29,7 @@ rule scratch:
         "Train {wildcards.student} on {wildcards.dataset} from scratch, seed {wildcards.seed}"
     shell:
         "dfkd teacher train --data {input.data:q} --model {wildcards.student:q} --settings {params.settings:q} "
-        "{params.packed}--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+        "{params.packed:q} --checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
 
 rule evaluate_scratch:

@@ -28,7 +28,7 @@ rule teacher:
         "Train the teacher {wildcards.teacher} on {wildcards.dataset}: the last use of its training images"
     shell:
         "dfkd teacher train --data {input.data:q} --model {wildcards.teacher:q} --settings {params.settings:q} "
-        "{params.packed}--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+        "{params.packed:q} --checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
 
 rule import_teacher:
