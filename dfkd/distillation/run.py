@@ -76,6 +76,7 @@ class Run:
         """The synthesis that begins a round."""
         if turn.round == 0:
             seed_everything(self.seed, "distill", turn.epoch)
+        self.store.expect(*self._order_keys(turn))
         made = self.synthesizer.synthesize(turn.epoch, stop)
         check_terms("synthesis", self.watched, made.terms, "lr_g")
         if len(made.images):
@@ -113,10 +114,14 @@ class Run:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
         if self._order is None:
             steps = self.settings.kd_steps
-            self._order = self.store.passes(size, self.seed, "distill order", turn.epoch, turn.round, steps=steps)
+            self._order = self.store.passes(size, *self._order_keys(turn), steps=steps)
         found = self.store.fetch(self._order, turn.step)
         views = random_views(found.images, self.info)
         return Batch(normalise(to_unit(views), self.info), found.labels, found.rows)
+
+    def _order_keys(self, turn: Turn) -> tuple[int | str, ...]:
+        """What the order of a round's images is drawn by."""
+        return self.seed, "distill order", turn.epoch, turn.round
 
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""

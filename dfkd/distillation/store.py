@@ -64,6 +64,9 @@ class ImageStore:
         rows = passes.batch(step).to(self.images.device)
         return Fetched(self.images.index_select(0, rows), self.labels[rows], rows)  # which copies rows, not elements
 
+    def expect(self, *keys: int | str) -> None:
+        """Nothing has to be read."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -219,6 +219,12 @@ class StreamedStore:
         """Passes over all that is there now."""
         return BlockPasses(self.starts, self.own.count, self.buffer, batch_size, *keys, steps=steps)
 
+    def expect(self, *keys: int | str) -> None:
+        """Begin to read what passes of these keys begin with: no block depends on the own images that are still made."""
+        window = BlockPasses(self.starts, 0, self.buffer, 1, *keys).window(0, 0)
+        self._begin(window)
+        self._keep({window.key})
+
     def fetch(self, passes: BlockPasses, step: int) -> Fetched:
         """The batch of a step, on the device; the window behind it is read meanwhile."""
         device = self.runtime.device
@@ -235,13 +241,17 @@ class StreamedStore:
         ahead = passes.after(step)
         if ahead is not None:
             self._begin(ahead)
-        kept = {part.window.key for part in parts} | ({ahead.key} if ahead else set())
-        self._ready = {key: window for key, window in self._ready.items() if key in kept}
+        self._keep({part.window.key for part in parts} | ({ahead.key} if ahead else set()))
         return Fetched(images[0] if len(images) == 1 else torch.cat(images), self._labels[row], row)
 
     def _begin(self, window: Window) -> None:
         if window.key not in self._ready:
             self._ready[window.key] = self._pool.submit(self._load, window)
+
+    def _keep(self, keys: set[tuple[int | str, ...]]) -> None:
+        """Let go of all windows but these."""
+        for key in self._ready.keys() - keys:
+            self._ready.pop(key).cancel()
 
     def _window(self, window: Window) -> Tensor:
         """Its given images on the device, waited for if they are still being read."""

@@ -131,6 +131,17 @@ def test_the_next_window_is_read_while_this_one_is_used_and_none_in_vain(bank, t
     store.close()
 
 
+def test_what_a_round_begins_with_is_read_before_its_own_images_are_there(bank, tiny_data, reference):
+    store = StreamedStore([BankSource(BankReader(bank))], 10, tiny_data.info.shape, 50, reference)
+    for number in range(5):
+        store.expect(0, "order", number)
+    ((key, future),) = store._ready.items()
+    store.append(torch.zeros(10, *tiny_data.info.shape, dtype=torch.uint8), torch.zeros(10).long())
+    store.fetch(store.passes(8, 0, "order", 4), 0)
+    assert store._ready[key] is future
+    store.close()
+
+
 def test_damage_is_told_when_its_window_is_read(bank, tiny_data, reference):
     content = bytearray(bank.read_bytes())
     place = content.index(bytes([77]) * 64)

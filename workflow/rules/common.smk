@@ -133,14 +133,18 @@ def source_files(wildcards):
 
 
 def packed_train(wildcards):
-    """The packed file that the training images are left in, if the entry of the data set says so."""
+    """The packed file that the training images are left in, if the entry of the data set says so.
+
+    One that is absent is left to `prepare`, which says so in a sentence.
+    """
     dataset = CONFIG.datasets[wildcards.dataset]
-    return [dataset.source.partition(":")[2]] if dataset.keep_packed else []
+    path = dataset.source.partition(":")[2]
+    return [path] if dataset.keep_packed and Path(path).exists() else []
 
 
-def packed_option(wildcards):
+def packed_option(wildcards, input):
     """The same for the command line."""
-    return [word for path in packed_train(wildcards) for word in ("--packed", path)]
+    return [word for path in input.packed for word in ("--packed", path)]
 
 
 def any_of(names):
