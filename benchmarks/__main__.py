@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import bank, cache, memory, methods, peak, planning, student, synthesis, viewer
+from benchmarks import bank, cache, memory, methods, packed, peak, planning, stream, student, synthesis, viewer
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
 from dfkd.errors import UserError, nearest
@@ -24,7 +24,7 @@ from dfkd.progress import setup_logging
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, can_compile, multiplies_bf16
 
-PARTS = ("synthesis", "student", "cache", "methods", "bank", "memory", "planning", "viewer")
+PARTS = ("synthesis", "student", "cache", "methods", "bank", "memory", "stream", "packed", "planning", "viewer")
 LATEST = Path(__file__).resolve().parent / "latest.md"
 
 
@@ -54,6 +54,10 @@ def measure(options: Options, parts: list[str]) -> list[Section]:
             sections.append(bank.measure(options, Path(folder)))
         if "memory" in parts:
             sections.append(memory.measure(options, Path(folder)))
+        if "stream" in parts:
+            sections.append(stream.measure(options, Path(folder)))
+        if "packed" in parts:
+            sections.append(packed.measure(options, Path(folder)))
         if "planning" in parts:
             sections.append(planning.measure(options, Path(folder)))
         if "viewer" in parts:

@@ -19,10 +19,13 @@ from benchmarks.settings import INFO, Options
 from benchmarks.table import Row, Section
 from dfkd.bank.reader import BankReader
 from dfkd.bank.storage import GROUP_BYTES
+from dfkd.distillation.stream import KEPT, BankSource, StreamedStore
+from dfkd.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 STATUS = Path("/proc/self/status")
 REQUEST = 1000  # images that one call of the reader is asked for
+WINDOW = 4096  # images of a window of streamed ones
 
 
 def resident(key: str) -> int:
@@ -34,12 +37,19 @@ def resident(key: str) -> int:
 
 
 def growth(action: str, path: str, count: int) -> dict[str, int]:
-    """Load a bank, or gather `count` random images of it; bytes in use before, and at most on the way."""
+    """Load a bank, gather `count` random images of it, or stream so many; bytes in use before, and at most on the way."""
     torch.manual_seed(0)
     before = resident("VmRSS")
     reader = BankReader(path)
     if action == "load":
         kept = reader.load().images
+    elif action == "stream":
+        store = StreamedStore([BankSource(reader)], 0, INFO.shape, WINDOW, Runtime.create("fast", "cpu"))
+        kept = torch.empty(min(KEPT * WINDOW, count), *INFO.shape, dtype=torch.uint8)  # what the windows hold at most
+        passes = store.passes(256, "benchmark")
+        for step in range(count // 256):
+            store.fetch(passes, step)
+        store.close()
     else:
         order = torch.randperm(len(reader))[:count]
         kept = torch.empty(len(order), *INFO.shape, dtype=torch.uint8)
@@ -67,10 +77,11 @@ def measure(options: Options, folder: Path) -> Section:
         if not bank_path(folder, count).exists():
             make_bank(bank_path(folder, count), count)
     rows, grown = [], {}
-    for action, bank, count in (("load", small, small), ("load", large, large), ("read", small, small), ("read", large, small)):
+    actions = [(action, bank, bank) for action in ("load", "stream") for bank in (small, large)]
+    for action, bank, count in (*actions, ("read", small, small), ("read", large, small)):
         found = in_child(action, bank_path(folder, bank), count)
         grown[action, bank] = found["peak"] - found["before"]
-        name = f"load {bank:,} images" if action == "load" else f"read {count:,} images of a bank of {bank:,}"
+        name = f"read {count:,} images of a bank of {bank:,}" if action == "read" else f"{action} {bank:,} images"
         rows.append(
             Row(
                 f"{name}: peak",

@@ -42,6 +42,7 @@ class Options:
     small_bank: int = 10_000  # images
     large_bank: int = 100_000
     loads: int = 5  # repeats of loading a bank
+    files: int = 2000  # loose image files
     plan_jobs: int = 10_000  # of the campaign that is planned, at least
     turns: int = 20  # pages that are turned in the viewer
     peak_size: int = 2048  # of the square matrices
@@ -51,7 +52,7 @@ class Options:
 
 QUICK = {
     "batch": 32, "student_batch": 32, "method_batch": 32, "steps": 1, "rounds": 2, "compile": False, "store": 500,
-    "small_bank": 1000, "large_bank": 10_000, "loads": 3, "plan_jobs": 500, "turns": 5, "peak_windows": 3,
+    "small_bank": 1000, "large_bank": 10_000, "loads": 3, "files": 200, "plan_jobs": 500, "turns": 5, "peak_windows": 3,
 }  # fmt: skip
 
 

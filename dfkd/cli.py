@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dfkd.cli_data import data_app
 from dfkd.cli_deploy import deploy_app
 from dfkd.cli_options import Device, OnDivergence
 from dfkd.config import (
@@ -55,6 +56,7 @@ teacher_app = typer.Typer(no_args_is_help=True, help="Train a teacher, or import
 plot_app = typer.Typer(no_args_is_help=True, help="Draw what a run has written.")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(plot_app, name="plot")
+app.add_typer(data_app, name="data")
 app.add_typer(deploy_app)
 
 SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
@@ -129,6 +131,9 @@ def teacher_train(
     data: Annotated[Path, typer.Option(help="prepared data set with a training split")],
     model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
     output: Output,
+    packed: Annotated[
+        Path | None, typer.Option(help="packed file with the training images, for data prepared with keep_packed")
+    ] = None,
     checkpoints: Checkpoints = Path("results/checkpoints/teacher"),
     settings: SettingsText = None,
     changes: Changes = None,
@@ -141,7 +146,7 @@ def teacher_train(
 
     chosen = _settings("teacher", settings, changes)
     architecture, runtime = check_model(model), _runtime(chosen, device)
-    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime), checkpoints, on_divergence)
+    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime, packed), checkpoints, on_divergence)
 
 
 @teacher_app.command("import")

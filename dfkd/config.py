@@ -61,6 +61,7 @@ SOURCES: dict[str, str] = {
     "sklearn": "dfkd.datasets.sources:sklearn_source",
     "folder": "dfkd.datasets.folder:folder_source",
     "hdf5": "dfkd.datasets.sources:hdf5_source",
+    "packed": "dfkd.packed.source:packed_source",
 }
 
 # `distill` comes on top: its settings are the method's.

@@ -90,6 +90,12 @@ class Runtime:
         """`torch.compile` with static shapes where it was asked for; the function itself otherwise."""
         return torch.compile(function, dynamic=False) if self.compile else function
 
+    def memory(self) -> int:
+        """Bytes that the device has in all, whoever uses them: of the GPU, or the machine's as far as this process may go."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit())
+
     def peak_memory(self) -> int:
         """Bytes: the device allocator's peak on a GPU, the process's largest resident size on the CPU."""
         if self.device.type == "cuda":
@@ -128,6 +134,17 @@ def _cpu_info(key: str) -> str:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
     except OSError:
         return ""
+
+
+def _cgroup_limit() -> int:
+    """Bytes that a container or a cluster's job may use; a number beyond every memory where there is no limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="utf-8") as file:
+                return int(file.read())
+        except (OSError, ValueError):  # `max` among others
+            continue
+    return 1 << 62
 
 
 def can_compile(device: torch.device) -> bool:

@@ -36,10 +36,21 @@ class StageSettings(Settings):
     compile: bool = Field(False, description="torch.compile the inner loop where a compiler is found; pays for long runs")
 
 
+class TrainingSettings(StageSettings):
+    """What every stage that trains on a store of images can set."""
+
+    store: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="images on the device, or read from their file window by window as they are needed; `auto`: on the device "
+        "if they take at most half of its memory. The order of the images differs",
+    )
+    shuffle_buffer: Count = Field(16384, description="streamed: images of a window, within which the order is shuffled")
+
+
 class DatasetSettings(Settings):
     """One entry of config/datasets.yaml."""
 
-    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH` or `hdf5:PATH`")
+    source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH`, `packed:FILE` or `hdf5:PATH`")
     image_size: int = Field(32, ge=4, le=1024, description="height and width in pixels; images are resized with antialiasing")
     channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
     classes: list[str] | None = Field(None, description="class names in label order; from the source when absent")
@@ -50,6 +61,10 @@ class DatasetSettings(Settings):
     test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
     split_seed: int = Field(0, ge=0, description="seed of that split")
     skip_unreadable: bool = Field(False, description="image folder: leave out unreadable files instead of stopping")
+    keep_packed: bool = Field(
+        False,
+        description="packed: leave the training images in the packed file; they are decoded as a network is trained on them",
+    )
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
@@ -58,6 +73,8 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _lengths(self) -> DatasetSettings:
+        if self.keep_packed and not self.source.startswith("packed:"):
+            raise ValueError("keep_packed needs a packed source (`packed:FILE`)")
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and len(values) != self.channels:
@@ -67,7 +84,7 @@ class DatasetSettings(Settings):
         return self
 
 
-class TeacherSettings(StageSettings):
+class TeacherSettings(TrainingSettings):
     """The CIFAR recipe of the field's public code: SGD, MultiStep, crop and flip."""
 
     seed: int = Field(0, ge=0)

@@ -110,6 +110,26 @@ class BankFile:
             pass
         return result
 
+    def labels(self) -> np.ndarray:
+        """Labels int64 [N] of all images, read without the images; a block's checksum waits until its images are read."""
+        found = visit_records(
+            self.path, range(self.meta.blocks), lambda _, record: views(record, read_header(record))[0].copy(), self.identity
+        )
+        return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+    def copy_blocks(self, numbers: Sequence[int], images: np.ndarray) -> None:
+        """Fill `images`, uint8 [n,C,H,W], with those of these blocks, one behind the other, every one checked."""
+        starts = self.starts
+        ends = np.cumsum([starts[number + 1] - starts[number] for number in numbers]).tolist()
+        place = dict(zip(numbers, ends, strict=True))
+
+        def fill(number: int, record: memoryview) -> None:
+            header = check_record(record, number)
+            images[place[number] - header.images : place[number]] = views(record, header)[3]
+
+        for _ in visit_records(self.path, numbers, fill, self.identity, min(4, os.cpu_count() or 1)):
+            pass
+
     def gather(self, images: np.ndarray | None = None, first: int = 0) -> BlockColumns:
         """Labels, scores and parents of the blocks from `first` on, every one checked.
 

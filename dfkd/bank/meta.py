@@ -10,6 +10,8 @@ from dfkd.bank.records import FORMAT_VERSION, DamagedRecord, pack_meta, unpack_m
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
 
+PACKED_FORMAT = "dfkd packed images"  # what `dfkd data pack` writes has the same blocks and digest, but is no bank
+
 Kind = Literal["init", "variations", "rejected", "run"]
 
 
@@ -59,6 +61,8 @@ def decode_meta(value: memoryview | bytes | None, path: object) -> BankMeta:
         raise UserError(f"{path}: not an image bank, an LMDB file without a meta record; give a .lmdb file that dfkd made.")
     try:
         content = unpack_meta(value)
+        if str(content.get("format", "")) == PACKED_FORMAT:
+            raise UserError(f"{path}: a file of packed images, not an image bank; `dfkd data info` tells what is in it.")
         version = int(content["format_version"])
     except (DamagedRecord, KeyError, TypeError, ValueError) as error:
         reason = error if isinstance(error, DamagedRecord) else "names no format version"

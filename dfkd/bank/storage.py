@@ -125,6 +125,7 @@ def visit_records(
     function: Callable[[int, memoryview], Result],
     identity: tuple[int, int] | None = None,
     threads: int = 1,
+    what: str = "bank",
 ) -> Iterator[Result]:
     """`function(number, record)` for each of the blocks, in order; it must not keep the memoryview.
 
@@ -140,7 +141,7 @@ def visit_records(
             for number in todo:
                 record: memoryview | None = transaction.get(block_key(number))  # type: ignore[assignment]
                 if record is None:
-                    raise UserError(f"{path}: block {number} is missing; make the bank again.")
+                    raise UserError(f"{path}: block {number} is missing; make the {what} again.")
                 if group and size + len(record) > GROUP_BYTES:
                     break
                 group.append((number, record))
@@ -150,7 +151,7 @@ def visit_records(
                 try:
                     return function(*item)
                 except DamagedRecord as error:
-                    raise UserError(f"{path}: block {item[0]} {error}; copy or make the bank again.") from None
+                    raise UserError(f"{path}: block {item[0]} {error}; copy or make the {what} again.") from None
 
             if threads == 1:
                 done = list(map(visit, group))

@@ -232,25 +232,37 @@ def read_records(path: str | Path, blocks: int) -> Iterator[bytes]:
 def write_bank(output: str | Path, meta: BankMeta, records: Iterable[bytes]) -> None:
     """Publish a bank: records are numbered in their order, then comes the meta with `status: complete`, then the digest.
 
-    The bytes depend on `meta` and the records alone: one fresh file, ascending keys, portions and map sizes that follow
-    from the records. `images` and `blocks` of `meta` are counted anew.
+    The bytes depend on `meta` and the records alone. `images` and `blocks` of `meta` are counted anew.
     """
-    blocks = images = 0
+
+    def pairs() -> Iterator[tuple[bytes, bytes]]:
+        blocks = images = 0
+        try:
+            for record in records:
+                header = read_header(record)
+                yield block_key(blocks), record if header.number == blocks else renumber(record, blocks)
+                blocks, images = blocks + 1, images + header.images
+        except DamagedRecord as error:
+            raise UserError(f"{output}: not written, block {blocks} {error}; make the input again.") from None
+        yield META_KEY, encode_meta(meta.model_copy(update={"status": "complete", "images": images, "blocks": blocks}))
+
+    write_pairs(output, pairs())
+
+
+def write_pairs(output: str | Path, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Publish an LMDB file of keys, which ascend, and values, with the digest at its end; whole or not at all.
+
+    The bytes depend on the pairs alone: one fresh file, portions and map sizes that follow from the pairs.
+    """
     with atomic_path(output) as temporary:
         try:
             with lmdb.open(str(temporary), subdir=False, lock=False, sync=False, map_size=FIRST_MAP) as environment:
                 portion = _Portion(environment)
-                for record in records:
-                    header = read_header(record)
-                    portion.put(block_key(blocks), record if header.number == blocks else renumber(record, blocks))
-                    blocks, images = blocks + 1, images + header.images
-                whole = meta.model_copy(update={"status": "complete", "images": images, "blocks": blocks})
-                portion.put(META_KEY, encode_meta(whole))
+                for key, value in pairs:
+                    portion.put(key, value)
                 portion.write()
         except lmdb.Error as error:  # atomic_path removes the partial file and tells the user
             raise OSError(errno.EIO, _reason(error, temporary)) from error
-        except DamagedRecord as error:
-            raise UserError(f"{output}: not written, block {blocks} {error}; make the input again.") from None
         write_footer(temporary)
 
 

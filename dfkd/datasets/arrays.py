@@ -24,6 +24,7 @@ class SourceData:
     splits: dict[str, Split]
     provenance: dict[str, Any]  # checksums and counts; no times, no absolute paths
     normalisation: tuple[list[float], list[float]] | None = None  # mean and std that the source carries with it
+    packed_train: dict[str, Any] | None = None  # `file` and `digest` of the packed file that keeps the training images
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import os
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,35 +40,31 @@ def folder_source(value: str, settings: DatasetSettings, downloads: Path) -> Sou
         UserError: no such folder, no or differing class folders, an empty one, unreadable files.
     """
     root = Path(value).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the path of the images in `source`.")
-    folders = _layout(root)
-    classes = _classes(folders)
-    files = {split: _files(folder, classes) for split, folder in folders.items()}
-    names = [(path, label) for listing in files.values() for path, label in listing]
+    folders = split_folders(root)
+    classes = class_names(folders)
+    files = {split: class_files(folder, classes) for split, folder in folders.items()}
+    names = [item for listing in files.values() for item in listing]
     images, digests, faults = read_images(
         [path for path, _ in names], settings.image_size, settings.channels, settings.max_pixels
     )
-    _report(root, [path for path, _ in names], faults, settings.skip_unreadable)
+    named = {path.relative_to(root).as_posix(): faults[index] for index, (path, _) in enumerate(names) if index in faults}
+    report_unreadable(root, len(names), named, settings.skip_unreadable)
 
     splits: dict[str, Split] = {}
     start = 0
     for split, listing in files.items():
         kept = [index for index in range(start, start + len(listing)) if index not in faults]
         labels = torch.tensor([names[index][1] for index in kept], dtype=torch.int64)
-        _check_left(folders[split], classes, labels)
+        check_left(folders[split], classes, labels)
         whole = len(kept) == len(listing)
         part = images[start : start + len(listing)] if whole else images[kept]
         splits[split] = torch.from_numpy(part), labels
         start += len(listing)
 
-    total = hashlib.sha256()
-    for index, (path, _) in enumerate(names):
-        total.update(os.fsencode(path.relative_to(root)) + b"\0" + digests[index] + b"\n")
-    skipped = [names[index][0].relative_to(root).as_posix() for index in sorted(faults)]
+    checksum = listing_sha256((path.relative_to(root), digest) for (path, _), digest in zip(names, digests, strict=True))
     provenance = {
-        "source": f"folder:{root.resolve().name}", "files": len(names), "sha256": total.hexdigest(),
-        "skipped": len(skipped), "skipped_first": skipped[:LISTED],
+        "source": f"folder:{root.resolve().name}", "files": len(names), "sha256": checksum,
+        "skipped": len(named), "skipped_first": list(named)[:LISTED],
     }  # fmt: skip
     return SourceData(classes, splits, provenance)
 
@@ -76,8 +74,14 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda p: p.name)
 
 
-def _layout(root: Path) -> dict[str, Path]:
-    """Where each split's class folders lie; `all` if the folder does not divide into train and test."""
+def split_folders(root: Path) -> dict[str, Path]:
+    """Where each split's class folders lie; `all` if the folder does not divide into train and test.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the path of the images.")
     present = [name for name in SPLITS if (root / name).is_dir()]
     if not any(_subfolders(root / name) for name in present):  # `train` may be the name of a class
         return {"all": root}
@@ -87,7 +91,12 @@ def _layout(root: Path) -> dict[str, Path]:
     return {"all": root / "train"} if present == ["train"] else {name: root / name for name in present}
 
 
-def _classes(folders: dict[str, Path]) -> list[str]:
+def class_names(folders: dict[str, Path]) -> list[str]:
+    """The sorted names of the class folders, equal in all splits.
+
+    Raises:
+        UserError: none, other ones in each split, or two that look alike.
+    """
     found = {split: [path.name for path in _subfolders(folder)] for split, folder in folders.items()}
     for split, names in found.items():
         if not names:
@@ -101,10 +110,21 @@ def _classes(folders: dict[str, Path]) -> list[str]:
         raise UserError(
             f"{folders['train'].parent}: train/ and test/ hold different classes ({'; '.join(parts)}); make them equal."
         )
-    return next(iter(found.values()))
+    names = next(iter(found.values()))
+    for first, second in itertools.pairwise(sorted(names, key=_looks)):
+        if _looks(first) == _looks(second):
+            raise UserError(
+                f"{next(iter(folders.values()))}: the class folders {first!r} and {second!r} look alike; rename one."
+            )
+    return names
 
 
-def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _looks(name: str) -> str:
+    """A class name as it is read: composed and decomposed accents are one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def class_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """The visible files of every class with its label, in a fixed order."""
     listing = []
     for label, name in enumerate(classes):
@@ -113,6 +133,14 @@ def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
             raise UserError(f"{folder / name}: the class folder is empty; put images into it or remove it.")
         listing += [(path, label) for path in paths]
     return listing
+
+
+def listing_sha256(files: Iterable[tuple[Path, bytes]]) -> str:
+    """SHA-256 of names, relative to a folder, and of the SHA-256 of each file's content, in hexadecimal."""
+    total = hashlib.sha256()
+    for name, digest in files:
+        total.update(os.fsencode(name) + b"\0" + digest + b"\n")
+    return total.hexdigest()
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -141,11 +169,11 @@ def read_images(
                 digests[index] = hashlib.sha256(content).digest()
                 images[index] = decode(content, size, channels, max_pixels)
             except Exception as error:  # Pillow's decoders have no common class for damaged files
-                faults[index] = _reason(error)
+                faults[index] = why_unreadable(error)
         return len(indices)
 
     blocks = [range(start, min(start + BLOCK, len(paths))) for start in range(0, len(paths), BLOCK)]
-    with _pixel_limit(max_pixels), progress("reading images", len(paths)) as steps:
+    with pixel_limit(max_pixels), progress("reading images", len(paths)) as steps:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             try:
                 for count in pool.map(read_block, blocks):
@@ -157,7 +185,7 @@ def read_images(
 
 
 @contextlib.contextmanager
-def _pixel_limit(pixels: int) -> Iterator[None]:
+def pixel_limit(pixels: int) -> Iterator[None]:
     """Pillow's limit, which its decoders of nested pictures ask too, set for the block; beyond it an image is not decoded."""
     former = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = pixels
@@ -171,6 +199,15 @@ def _pixel_limit(pixels: int) -> Iterator[None]:
 
 def decode(content: bytes, size: int, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One image file as uint8 [C,size,size]: upright, on white where transparent, its centre square, antialiased."""
+    image = upright(content, channels, max_pixels)
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def upright(content: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """One image file decoded in whole: upright, on white where transparent, grey (1 channel) or RGB (3)."""
     with Image.open(io.BytesIO(content)) as opened:
         if opened.width * opened.height > max_pixels:
             raise Image.DecompressionBombError
@@ -182,11 +219,8 @@ def decode(content: bytes, size: int, channels: int, max_pixels: int = MAX_PIXEL
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image if image.mode == mode else image.convert(mode)
-        if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(image)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+        image.load()
+        return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -199,7 +233,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels // 257).astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """Why a file could not be decoded, in a few words."""
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "more pixels than max_pixels allows"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -209,18 +244,26 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _report(root: Path, paths: list[Path], faults: dict[int, str], skip: bool) -> None:
+def report_unreadable(
+    root: Path, files: int, faults: Mapping[str, str], skip: bool, option: str = "set skip_unreadable: true"
+) -> None:
+    """Name the files of `root` that cannot be read, each with its reason: a warning if they are to be left out.
+
+    Raises:
+        UserError: there are some, and they are not.
+    """
     if not faults:
         return
-    named = [f"{paths[index].relative_to(root)} ({faults[index]})" for index in sorted(faults)[:LISTED]]
+    named = [f"{name} ({reason})" for name, reason in itertools.islice(faults.items(), LISTED)]
     rest = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    sentence = f"{root}: {len(faults)} of {len(paths)} files cannot be read: {', '.join(named)}{rest}"
+    sentence = f"{root}: {len(faults)} of {files} files cannot be read: {', '.join(named)}{rest}"
     if not skip:
-        raise UserError(f"{sentence}; mend or remove them, or set skip_unreadable: true.")
+        raise UserError(f"{sentence}; mend or remove them, or {option}.")
     logger.warning("%s; left out", sentence)
 
 
-def _check_left(folder: Path, classes: list[str], labels: torch.Tensor) -> None:
+def check_left(folder: Path, classes: list[str], labels: torch.Tensor) -> None:
+    """Refuse a class of which no readable image is left."""
     counts = torch.bincount(labels, minlength=len(classes))
     for name, count in zip(classes, counts.tolist(), strict=True):
         if count == 0:

@@ -36,7 +36,7 @@ def prepare(name: str, settings: DatasetSettings, output: Path, test_output: Pat
     provenance: dict[str, Any] = {**data.provenance, "stage_version": STAGE_VERSIONS["prepare"]}
     if "all" in data.splits:
         provenance["split"] = {"test_fraction": settings.test_fraction, "seed": settings.split_seed}
-    write_prepared(output, info, splits, provenance)
+    write_prepared(output, info, splits, provenance, data.packed_train)
     write_prepared(test_output, info, {"test": splits["test"]}, provenance)
     counts = ", ".join(f"{len(labels)} {split} images" for split, (_, labels) in splits.items())
     logger.info("%s: %s, %d classes, %d channels of %d pixels", name, counts, len(classes), info.channels, info.image_size)

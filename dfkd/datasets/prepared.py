@@ -1,7 +1,8 @@
 """The prepared data set: one HDF5 file with images, labels, `DatasetInfo` and provenance.
 
 Layout: attributes `format`, `version`, `info` (JSON), `provenance` (JSON); groups `train` and `test`, each with `images`
-uint8 [N,C,H,W] and `labels` int64 [N], chunked by 256, and the SHA-256 of both arrays' bytes. Either group may be absent.
+uint8 [N,C,H,W] and `labels` int64 [N], chunked by 256, and the SHA-256 of both arrays' bytes. Either group may be absent; the
+attribute `packed_train` (JSON) names the packed file that holds the training images in that case.
 """
 
 from __future__ import annotations
@@ -28,9 +29,16 @@ VERSION = 1
 CHUNK = 256  # images; h5py's own guess reads random batches ten times slower
 
 
-def write_prepared(path: str | Path, info: DatasetInfo, splits: Mapping[str, Split], provenance: Mapping[str, Any]) -> None:
+def write_prepared(
+    path: str | Path,
+    info: DatasetInfo,
+    splits: Mapping[str, Split],
+    provenance: Mapping[str, Any],
+    packed_train: Mapping[str, Any] | None = None,
+) -> None:
     """Write images uint8 [N,C,H,W] and labels int64 [N] of each split, whole or not at all.
 
+    `packed_train` names the packed file (`file`, `digest`) that holds the training images instead of this one.
     Equal arguments give equal bytes: the file holds no times and its objects are written in a fixed order.
 
     Raises:
@@ -45,6 +53,8 @@ def write_prepared(path: str | Path, info: DatasetInfo, splits: Mapping[str, Spl
         file.attrs["version"] = VERSION
         file.attrs["info"] = info.model_dump_json()
         file.attrs["provenance"] = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
+        if packed_train is not None:
+            file.attrs["packed_train"] = json.dumps(packed_train, sort_keys=True, ensure_ascii=False)
         for split in sorted(splits):
             group = file.create_group(split)
             arrays = dict(zip(("images", "labels"), splits[split], strict=True))
@@ -70,6 +80,15 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(file.attrs["provenance"]))
 
 
+def read_packed_train(path: str | Path) -> dict[str, str] | None:
+    """`file` and `digest` of the packed file that holds the training images; None if this one does.
+
+    Errors as in `read_info`.
+    """
+    with _opened(path) as file:
+        return dict(json.loads(file.attrs["packed_train"])) if "packed_train" in file.attrs else None
+
+
 def split_names(path: str | Path) -> list[str]:
     """The splits that a prepared data set holds, of `test` and `train`. Errors as in `read_info`."""
     with _opened(path) as file:
@@ -83,6 +102,9 @@ def read_split(path: str | Path, split: str) -> Split:
         UserError: the split is absent; or as in `read_info`.
     """
     with _opened(path) as file:
+        if split == "train" and "packed_train" in file.attrs:
+            name = json.loads(file.attrs["packed_train"])["file"]
+            raise UserError(f"{path}: its training images lie in {name}; only `dfkd teacher train --packed` reads them there.")
         if split not in file:
             held = ", ".join(sorted(file)) or "none"
             raise UserError(f"{path}: has no {split} split (it holds: {held}); prepare the data set with one.")

@@ -6,6 +6,7 @@ real images.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,16 +29,17 @@ from dfkd.distillation.given import read_given
 from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
 from dfkd.distillation.store import ImageStore
+from dfkd.distillation.stream import stream_notes
 from dfkd.distillation.teacher import accuracy
 from dfkd.divergence import rollback_notes, slowed
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import History
-from dfkd.methods import MethodSettings, TransferSettings
+from dfkd.methods import METHODS, MethodSettings, TransferSettings
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, save_weights
-from dfkd.plugins import code_hash
+from dfkd.plugins import code_hash, load
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, seed_everything
@@ -88,6 +90,9 @@ def distill(
     begun = read_first_stage(first_stage, method, architecture, settings, seed, lineage)
     if begun:
         lineage = lineage | {"first stage": begun[1].sha256}
+    fresh = issubclass(load(METHODS[method].synthesizer), FreshSynthesizer)
+    own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
+    streamed = given.streamed(settings, own, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -99,6 +104,7 @@ def distill(
             "seed": seed,
             "test": file_sha256(test),
             "lineage": lineage,
+            "streamed": streamed,
             "plugins": [code_hash("method", method), code_hash("model", card.architecture), code_hash("model", architecture)],
         },
     )
@@ -108,7 +114,6 @@ def distill(
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
     if begun:
         objective.start_from(begun[0])
-    fresh = isinstance(synthesizer, FreshSynthesizer)
     if banks and fresh:
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     examination = Examination(teacher_model, student, read_split(test, "test"), info, runtime)
@@ -118,16 +123,16 @@ def distill(
 
     notes = synthesizer.notes | objective.notes | (begun[1].notes if begun else {}) | rollback_notes(checkpoint.folder)
     notes |= {"transfer_set": settings.transfer_set} if isinstance(settings, TransferSettings) else {}
+    notes |= stream_notes(streamed, settings)
     meta = _bank_meta(card, given.readers, chosen, seed, method, architecture, notes)
+    store = given.store(own, info.shape, settings, streamed, runtime)
     with (
+        contextlib.closing(store),
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
         stop_request() as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
-        own = 0 if fresh else count_syntheses(settings) * getattr(settings, "synthesis_batch_size", 0)
-        store = ImageStore(given.count + own, info.shape, runtime)
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
-        given.append_to(store)
         objective.begin(store)
         if state:
             run.load_state(state["run"])
@@ -137,8 +142,8 @@ def distill(
             bank.truncate(0)
         if not fresh:
             store.append_bank(bank.reader())
-            if not own:
-                _keep_answers(run, card, cache or CacheOptions())
+            if not own and isinstance(store, ImageStore):
+                _keep_answers(run, store, card, cache or CacheOptions())
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):
@@ -216,7 +221,7 @@ class Examination:
         return {"acc1": acc1, "agree1": agree1}
 
 
-def _keep_answers(run: Run, card: WeightsCard, options: CacheOptions) -> None:
+def _keep_answers(run: Run, store: ImageStore, card: WeightsCard, options: CacheOptions) -> None:
     """Keep the teacher's answers to images that never change, where they are all that the objective asks for."""
     settings, objective = run.settings, run.objective
     if objective.needs_features:
@@ -224,7 +229,7 @@ def _keep_answers(run: Run, card: WeightsCard, options: CacheOptions) -> None:
         return
     draws = settings.batch_size * (count_turns(settings) - count_syntheses(settings))
     with run.cost.measure(run.runtime):
-        answers = open_answers(objective.teacher, card, run.store, draws, settings.batch_size, run.runtime, options)
+        answers = open_answers(objective.teacher, card, store, draws, settings.batch_size, run.runtime, options)
     if answers is not None:
         run.keep_answers(answers)
 

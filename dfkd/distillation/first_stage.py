@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.given import read_given
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.stream import Store, stream_notes
 from dfkd.distillation.zoo.first_stage import FirstStage
 from dfkd.divergence import Watch, lowered, rollback_notes
 from dfkd.errors import UserError
@@ -59,12 +60,14 @@ def train_first_stage(
     teacher_model, card = load_model(teacher, runtime)
     info, own = card.dataset, settings.first_stage()
     given = read_given(method, settings, card, banks, data)
+    streamed = given.streamed(settings, 0, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
             "stage": "first-stage",
             "version": STAGE_VERSIONS["first-stage"],
             "settings": own,
+            "streamed": streamed,
             "method": method,
             "architecture": architecture,
             "seed": seed,
@@ -75,8 +78,7 @@ def train_first_stage(
     seed_everything(seed, "first-stage")
     student = runtime.place(build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks))
     stage = _build(method, teacher_model, student, info, settings, runtime)
-    store = ImageStore(given.count, info.shape, runtime)
-    given.append_to(store)
+    store = given.store(0, info.shape, settings, streamed, runtime)
     rate = own["first_lr"] * lowered(checkpoint.folder)
     training = Training(stage, store, rate, seed)
     watch = Watch(f"{method} first stage", ["loss"], runtime.device, "first_lr")
@@ -86,7 +88,7 @@ def train_first_stage(
         history.load_state(state)
 
     steps, total = settings.kd_steps, settings.first_epochs * settings.kd_steps
-    with stop_request() as stop, progress(f"{method} first stage", total, training.done) as bar:
+    with contextlib.closing(store), stop_request() as stop, progress(f"{method} first stage", total, training.done) as bar:
         for step in range(training.done, total):
             with training.cost.measure(runtime):
                 watch.see(step, training.step())
@@ -120,7 +122,7 @@ def train_first_stage(
         versions=versions(),
         revision=revision(),
         lineage=given.lineage,
-        notes=stage.notes | rollback_notes(checkpoint.folder),
+        notes=stage.notes | rollback_notes(checkpoint.folder) | stream_notes(streamed, settings),
     )
     kept = save_weights(output, stage.kept, kept)
     checkpoint.remove()
@@ -130,7 +132,7 @@ def train_first_stage(
 class Training:
     """What is trained, its optimiser, and all that is counted on the way; knows how to make one step, save and resume."""
 
-    def __init__(self, stage: FirstStage, store: ImageStore, rate: float, seed: int) -> None:
+    def __init__(self, stage: FirstStage, store: Store, rate: float, seed: int) -> None:
         if not store.count:
             raise UserError("there is no image to train the first stage on; give a transfer set that holds some.")
         self.stage, self.store, self.info, self.runtime = stage, store, stage.info, stage.runtime
@@ -143,7 +145,8 @@ class Training:
             weight_decay=settings.weight_decay,
             fused=self.runtime.precision == "fast",
         )
-        self.order = ShuffledPasses(store.count, settings.batch_size, seed, "first-stage order")
+        steps = settings.first_epochs * settings.kd_steps
+        self.order: Any = store.passes(settings.batch_size, seed, "first-stage order", steps=steps)
         self.loss = self.runtime.compiled(stage.loss)
         self.cost, self.done = Cost(), 0
         self.total = torch.zeros((), device=self.runtime.device)  # losses of the epoch so far
@@ -153,8 +156,8 @@ class Training:
 
     def step(self) -> torch.Tensor:
         """One step on random views of the next images; returns its loss, detached."""
-        index = self.order.batch(self.done).to(self.runtime.device)
-        images = self.runtime.images(normalise(to_unit(random_views(self.store.images[index], self.info)), self.info))
+        found = self.store.fetch(self.order, self.done)
+        images = self.runtime.images(normalise(to_unit(random_views(found.images, self.info)), self.info))
         loss = self.loss(images)
         self.optimiser.zero_grad()
         loss.backward()
@@ -163,7 +166,7 @@ class Training:
         self.images = images
         self.done += 1
         self.cost.optimiser_steps += 1
-        self.cost.teacher_queries += len(index)
+        self.cost.teacher_queries += len(found.rows)
         return loss.detach()
 
     def mean_loss(self, steps: int) -> float:

@@ -10,11 +10,13 @@ import torch
 
 from dfkd.bank.reader import BankReader
 from dfkd.datasets.transfer import read_transfer_set, transfer_sha256
-from dfkd.distillation.store import ImageStore
+from dfkd.distillation.store import ImageStore, is_streamed
+from dfkd.distillation.stream import ArraySource, BankSource, Source, Store, StreamedStore
 from dfkd.errors import UserError
 from dfkd.files import file_sha256
 from dfkd.methods import METHODS, MethodSettings, transfer_set
 from dfkd.models.weights import WeightsCard
+from dfkd.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,22 @@ class Given:
         """How many images there are."""
         return sum(len(reader) for reader in self.readers.values()) + (len(self.outside[0]) if self.outside else 0)
 
-    def append_to(self, store: ImageStore) -> None:
-        """Copy them into the store."""
+    def streamed(self, settings: MethodSettings, own: int, shape: tuple[int, int, int], runtime: Runtime) -> bool:
+        """Whether they are streamed, beside so many images [C,H,W] of the run's own."""
+        return self.count > 0 and is_streamed(settings.store, self.count + own, shape, runtime)
+
+    def store(self, own: int, shape: tuple[int, int, int], settings: MethodSettings, streamed: bool, runtime: Runtime) -> Store:
+        """The images, on the device or streamed, with room for so many of the run's own."""
+        if streamed:
+            sources: list[Source] = [ArraySource(*self.outside)] if self.outside else []
+            sources += [BankSource(reader) for reader in self.readers.values() if len(reader)]
+            return StreamedStore(sources, own, shape, settings.shuffle_buffer, runtime)
+        store = ImageStore(self.count + own, shape, runtime)
         if self.outside:
             store.append(*self.outside)
         for reader in self.readers.values():
             store.append_bank(reader)
+        return store
 
 
 def read_given(method: str, settings: MethodSettings, teacher: WeightsCard, banks: Sequence[Path], data: Path | None) -> Given:

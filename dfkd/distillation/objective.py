@@ -12,7 +12,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.runtime import Runtime
 
 if TYPE_CHECKING:
-    from dfkd.distillation.store import ImageStore
+    from dfkd.distillation.stream import Store
     from dfkd.methods import MethodSettings
 
 
@@ -64,7 +64,7 @@ class Objective(ABC):
         """Take what the first stage of a method in two stages has kept. Called once, before `begin`."""
         raise NotImplementedError(f"{type(self).__name__} has no first stage")
 
-    def begin(self, store: ImageStore) -> None:
+    def begin(self, store: Store) -> None:
         """Called once, when the images that were given lie in the store and before a state is loaded."""
         self.store = store
 

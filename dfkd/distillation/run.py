@@ -13,7 +13,7 @@ from dfkd.datasets.views import denormalise, draw_views, normalise, to_bytes, to
 from dfkd.distillation.answers import AnswerCache, Draw, ahead
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.stream import Store
 from dfkd.divergence import Watch, check_terms
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
@@ -56,7 +56,7 @@ class Run:
         self,
         synthesizer: Synthesizer,
         objective: Objective,
-        store: ImageStore,
+        store: Store,
         bank: BankWriter,
         settings: MethodSettings,
         seed: int,
@@ -72,8 +72,8 @@ class Run:
         self.steps = 0  # student steps that `sums` holds
         self.shown: torch.Tensor | None = None  # some of the images that were made last, uint8 [N,C,H,W]
         self.answers: AnswerCache | None = None
-        self._order: ShuffledPasses | None = None
-        self._later: ShuffledPasses | None = None  # the same order, looked at ahead of time
+        self._order: Any = None  # the passes over the store in this round
+        self._later: Any = None  # the same, looked at ahead of time
 
     def keep_answers(self, answers: AnswerCache) -> None:
         """Have the teacher's answers to the images of the store kept. Call it after a state is loaded."""
@@ -90,6 +90,7 @@ class Run:
         """The synthesis that begins a round."""
         if turn.round == 0:
             seed_everything(self.seed, "distill", turn.epoch)
+        self.store.expect(*self._order_keys(turn))
         made = self.synthesizer.synthesize(turn.epoch, stop)
         check_terms("synthesis", self.watched, made.terms, "lr_g")
         if len(made.images):
@@ -128,20 +129,26 @@ class Run:
         """A batch of the store, in random views."""
         if not self.store.count:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
-        if self._order is None or self._later is None:
-            keys = (self.seed, "distill order", turn.epoch, turn.round)
-            self._order, self._later = (ShuffledPasses(self.store.count, size, *keys) for _ in range(2))
-        rows, views = self._order.batch(turn.step), draw_views(size, self.info)
-        index = rows.to(self.runtime.device)
-        seen = normalise(to_unit(views.apply(self.store.images[index], self.info)), self.info)
-        batch = Batch(self.runtime.images(seen), self.store.labels[index], index)
+        if self._order is None:
+            self._order = self.store.passes(size, *self._order_keys(turn), steps=self.settings.kd_steps)
+        found, views = self.store.fetch(self._order, turn.step), draw_views(size, self.info)
+        seen = normalise(to_unit(views.apply(found.images, self.info)), self.info)
+        batch = Batch(self.runtime.images(seen), found.labels, found.rows)
         if self.answers is None:
             return batch
-        return batch._replace(answers=self.answers.answers((rows, views), batch.images, self._following(turn, self._later)))
+        rows = self._order.batch(turn.step)  # on the CPU: nothing waits for the device
+        return batch._replace(answers=self.answers.answers((rows, views), batch.images, self._following(turn)))
 
-    def _following(self, turn: Turn, order: ShuffledPasses) -> Iterator[Draw]:
+    def _order_keys(self, turn: Turn) -> tuple[int | str, ...]:
+        """What the order of a round's images is drawn by."""
+        return self.seed, "distill order", turn.epoch, turn.round
+
+    def _following(self, turn: Turn) -> Iterator[Draw]:
         """What the student will see in the steps of this round that follow."""
-        return ahead((order.batch(step) for step in range(turn.step + 1, self.settings.kd_steps)), self.info)
+        own = self.settings
+        if self._later is None:
+            self._later = self.store.passes(own.batch_size, *self._order_keys(turn), steps=own.kd_steps)
+        return ahead((self._later.batch(step) for step in range(turn.step + 1, own.kd_steps)), self.info)
 
     def keep_sample(self, epoch: int) -> None:
         """Every `sample_every` epochs, some of what is made for the student go into the bank, to be looked at."""

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from dfkd.bank.reader import BankReader
 from dfkd.runtime import Runtime, derive_seed
+
+RESIDENT_SHARE = 0.5  # of the device's memory that images may take
+
+
+class Fetched(NamedTuple):
+    """A batch of a store, on the device."""
+
+    images: torch.Tensor  # uint8 [B,C,H,W]
+    labels: torch.Tensor  # int64 [B]
+    rows: torch.Tensor  # int64 [B]: which images of the store these are
+
+
+def is_streamed(store: str, images: int, shape: tuple[int, int, int], runtime: Runtime) -> bool:
+    """What the setting `store` comes to for so many images [C,H,W]: whether they are streamed.
+
+    `auto` looks at the memory that the device has, not at what is free now: the same job on the same machine always
+    comes to the same.
+    """
+    if store != "auto":
+        return store == "streamed"
+    channels, height, width = shape
+    return images * channels * height * width > RESIDENT_SHARE * runtime.memory()
 
 
 class ImageStore:
@@ -30,6 +54,21 @@ class ImageStore:
         if len(reader):
             arrays = reader.load()
             self.append(arrays.images, arrays.labels)
+
+    def passes(self, batch_size: int, *keys: int | str, steps: int | None = None) -> ShuffledPasses:
+        """Shuffled passes over the images that are there now."""
+        return ShuffledPasses(self.count, batch_size, *keys)
+
+    def fetch(self, passes: ShuffledPasses, step: int) -> Fetched:
+        """The batch of a step."""
+        rows = passes.batch(step).to(self.images.device)
+        return Fetched(self.images.index_select(0, rows), self.labels[rows], rows)  # which copies rows, not elements
+
+    def expect(self, *keys: int | str) -> None:
+        """Nothing has to be read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ShuffledPasses:

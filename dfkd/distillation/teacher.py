@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from torch.nn import functional as F
 from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.prepared import read_info, read_split
+from dfkd.datasets.prepared import read_info, read_packed_train, read_split
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.store import ImageStore, is_streamed
+from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
+from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
+from dfkd.packed.stream import PackedSource
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, seed_everything
@@ -40,19 +44,30 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def train_teacher(
-    data: Path, architecture: str, settings: TeacherSettings, output: Path, checkpoints: Path, runtime: Runtime
+    data: Path,
+    architecture: str,
+    settings: TeacherSettings,
+    output: Path,
+    checkpoints: Path,
+    runtime: Runtime,
+    packed: Path | None = None,
 ) -> WeightsCard:
     """Train `architecture` on the training split of `data`; the last epoch's weights go to `output` (safetensors).
 
     The recipe of the field's public code by default: SGD, batch 256, MultiStep, random crop and flip. Beside `output`: the
     card (JSON), history.csv, timing.csv, cost.json. Resumes from `checkpoints`.
 
+    Args:
+        packed: the packed file that holds the training images, if `data` was prepared with `keep_packed`.
+
     Raises:
         UserError: no training split, or the model cannot take the data set's images.
     """
     info = read_info(data)
-    images, labels = read_split(data, "train")
+    source = _training_images(data, packed, info)
+    count = len(source.labels)
     test_images, test_labels = read_split(data, "test")
+    streamed = packed is not None or is_streamed(settings.store, count, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
         {
@@ -61,10 +76,11 @@ def train_teacher(
             "settings": settings.model_dump(),
             "architecture": architecture,
             "data": file_sha256(data),
+            "streamed": streamed,
         },
     )
     chosen, settings = settings, slowed(settings, checkpoint.folder)
-    notes = rollback_notes(checkpoint.folder)
+    notes = rollback_notes(checkpoint.folder) | stream_notes(streamed, settings)
     seed_everything(settings.seed, "teacher")
     model = build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks)
     model = runtime.place(model).train()
@@ -75,10 +91,15 @@ def train_teacher(
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
     )
-    store = ImageStore(len(images), info.shape, runtime)
-    store.append(images, labels)
-    steps_per_epoch = -(-len(images) // settings.batch_size)
-    order = ShuffledPasses(len(images), min(settings.batch_size, len(images)), settings.seed, "teacher order")
+    steps_per_epoch = -(-count // settings.batch_size)
+    total = settings.epochs * steps_per_epoch
+    store: Store
+    if streamed or isinstance(source, PackedSource):
+        store = StreamedStore([source], 0, info.shape, settings.shuffle_buffer, runtime)
+    else:
+        store = ImageStore(count, info.shape, runtime)
+        store.append(source.images, source.labels)
+    order: Any = store.passes(min(settings.batch_size, count), settings.seed, "teacher order", steps=total)
     first, cost = 0, Cost()
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
     state = checkpoint.load()
@@ -106,17 +127,21 @@ def train_teacher(
             **history.state(),
         }
 
-    total = settings.epochs * steps_per_epoch
     watch = Watch(f"teacher {architecture}", ["loss"], runtime.device)
-    with stop_request() as stop, progress(f"teacher {architecture}", total, first) as steps:
+    with (
+        contextlib.closing(source),
+        contextlib.closing(store),
+        stop_request() as stop,
+        progress(f"teacher {architecture}", total, first) as steps,
+    ):
         for step in range(first, total):
             epoch = step // steps_per_epoch
             with cost.measure(runtime):
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(settings, epoch)
-                index = order.batch(step).to(runtime.device)
-                batch = runtime.images(normalise(to_unit(random_views(store.images[index], info)), info))
-                loss = training_loss(batch, store.labels[index])
+                found = store.fetch(order, step)
+                batch = runtime.images(normalise(to_unit(random_views(found.images, info)), info))
+                loss = training_loss(batch, found.labels)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -147,6 +172,22 @@ def train_teacher(
     card = save_weights(output, model, card)
     checkpoint.remove()
     return card
+
+
+def _training_images(data: Path, packed: Path | None, info: DatasetInfo) -> ArraySource | PackedSource:
+    """The training split of a prepared data set, or of the packed file that it names."""
+    named = read_packed_train(data)
+    if named is None:
+        if packed is not None:
+            raise UserError(f"{data}: holds its training images itself; leave --packed away.")
+        return ArraySource(*read_split(data, "train"))
+    if packed is None:
+        raise UserError(f"{data}: its training images lie in the packed file {named['file']}; give it with --packed.")
+    source = PackedSource(packed, "train", info)
+    if source.file.digest != named["digest"]:
+        source.close()
+        raise UserError(f"{packed}: is not the {named['file']} that {data} was prepared from; give that one, or prepare again.")
+    return source
 
 
 def import_teacher(

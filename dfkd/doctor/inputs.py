@@ -155,7 +155,7 @@ def check_dataset(name: str, settings: DatasetSettings, data: Path = Path("data"
                 return Finding("inputs", label, "ok", f"downloaded to {data / 'downloads'}")
             host = urlparse(next(iter(files.values()))).hostname
             return Finding("inputs", label, "ok", f"to be downloaded, from {host}")
-    elif kind in ("folder", "hdf5"):
+    elif kind in ("folder", "hdf5", "packed"):
         path = Path(value).expanduser()
         if path.is_dir() if kind == "folder" else path.is_file():
             return Finding("inputs", label, "ok", f"{kind} {path} is there")

@@ -53,6 +53,8 @@ class TwoStageSettings(FeatureSettings):
         "precision",
         "compile",
         "blocks",
+        "store",
+        "shuffle_buffer",
         "transfer_set",
         "kd_steps",
         "batch_size",

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dfkd.settings import Blocks, Count, Rate, StageSettings, Weight
+from dfkd.settings import Blocks, Count, Rate, TrainingSettings, Weight
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class MethodSettings(StageSettings):
+class MethodSettings(TrainingSettings):
     """What every method sets: the student's recipe. An epoch is `rounds` times one synthesis and `kd_steps` student steps."""
 
     epochs: Count = 200

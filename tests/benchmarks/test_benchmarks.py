@@ -30,8 +30,8 @@ from dfkd.synthesis.inversion import GeneratorInversion
 CPU = torch.device("cpu")
 TINY = Options(
     teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
-    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, plan_jobs=10, turns=2, peak_size=64, peak_seconds=1e-4,
-    peak_windows=2,
+    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, files=10, plan_jobs=10, turns=2, peak_size=64,
+    peak_seconds=1e-4, peak_windows=2,
 )  # fmt: skip
 
 
@@ -186,6 +186,9 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         f"{EAGER} / {ORIGINAL}", f"{EAGER}: of the bf16 peak", f"{EAGER}: of the fp32 peak", "work of a step",
         "append, 600 images", "publish, 300 images", "load, 600 images", "seconds to load 600 images", "load 300 images: peak",
         "load 600 images: peak", "read 300 images of a bank of 300: peak", "read 300 images of a bank of 600: peak",
+        "stream 600 images: peak", "batches alone, streamed / resident", "student steps, streamed / resident",
+        "pack", "read past the page cache, packed / folder", "decoded, packed / folder",
+        "decoded, packed with --size 256 / folder",
         "as in the bank: first paint", "sorted: first page of images", "sorted: to any page: maximum",
         "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
         "plan 28 jobs once complete: peak", *(row.name for row in cache_rows({OFF: [3.0], HITS: [1.0], MISSES: [3.0]}, 4)),

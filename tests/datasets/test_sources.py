@@ -198,5 +198,5 @@ def test_unknown_sources_are_refused(tmp_path, source, message):
 
 
 def test_registries():
-    assert sorted(SOURCES) == ["folder", "hdf5", "sklearn", "torchvision"]
+    assert sorted(SOURCES) == ["folder", "hdf5", "packed", "sklearn", "torchvision"]
     assert sorted(TORCHVISION) == ["cifar10", "cifar100", "fashionmnist", "mnist", "svhn"]

@@ -68,6 +68,20 @@ def test_the_config_decides_the_jobs(workflow):
     assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, **per_seed}
 
 
+def test_whoever_trains_on_images_that_stay_packed_is_given_them(workflow):
+    (workflow.folder / "my pets.lmdb").touch()
+    entry = "{source: 'packed:my pets.lmdb', keep_packed: true, image_size: 32, mean: [0, 0, 0], std: [1, 1, 1]}"
+    (workflow.folder / "more.yaml").write_text(f"datasets: {{pets: {entry}}}\n")
+    pets = plan("results/pets_wrn162_wrn161.json", "results/scratch/pets_wrn161.json")
+    ((status, output),) = workflow.batch([["--configfile", "more.yaml", "--printshellcmds", *pets]])
+    assert status == 0, output
+    given = [line for line in output.splitlines() if "--packed 'my pets.lmdb' " in line]
+    assert [re.search(r"dfkd teacher train .*--model (\w+)", line)[1] for line in sorted(given)] == ["wrn161", "wrn162"]
+    (workflow.folder / "my pets.lmdb").unlink()
+    ((status, output),) = workflow.batch([["--configfile", "more.yaml", *pets]])
+    assert status == 0, output  # `prepare` says what is wrong
+
+
 def test_a_method_has_the_jobs_that_it_needs(workflow):
     below = {"evaluate": 1, "run_pictures": 1, "run_bank_page": 1, "result": 1}
     teacher = {"prepare": 1, "teacher": 1, "teacher_report": 1}

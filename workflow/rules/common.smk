@@ -156,8 +156,23 @@ def source_files(wildcards):
     prepared = Path(f"data/{wildcards.dataset}.h5").exists()
     if kind in ("torchvision", "sklearn"):
         return []
-    needed = kind in ("folder", "hdf5") and prepared
+    needed = kind in ("folder", "hdf5", "packed") and prepared
     return [path] if needed or Path(path).exists() else []
+
+
+def packed_train(wildcards):
+    """The packed file that the training images are left in, if the entry of the data set says so.
+
+    One that is absent is left to `prepare`, which says so in a sentence.
+    """
+    dataset = CONFIG.datasets[wildcards.dataset]
+    path = dataset.source.partition(":")[2]
+    return [path] if dataset.keep_packed and Path(path).exists() else []
+
+
+def packed_option(wildcards, input):
+    """The same for the command line."""
+    return [word for path in input.packed for word in ("--packed", path)]
 
 
 def any_of(names):

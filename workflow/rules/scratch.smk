@@ -2,6 +2,7 @@
 rule scratch:
     input:
         data="data/{dataset}.h5",
+        packed=packed_train,
     output:
         weights="results/runs/scratch/{dataset}_{student}/seed{seed}/student.safetensors",
         card="results/runs/scratch/{dataset}_{student}/seed{seed}/student.json",
@@ -20,6 +21,7 @@ rule scratch:
         runtime=720,
         gpu=1,
     params:
+        packed=packed_option,
         settings=scratch_settings,
         version=version_of("teacher"),
         checkpoints="results/checkpoints/scratch/{dataset}_{student}_seed{seed}",
@@ -28,7 +30,7 @@ rule scratch:
     shell:
         "DFKD_GPUS={resources.gpu} "
         "dfkd teacher train --data {input.data:q} --model {wildcards.student:q} --settings {params.settings:q} "
-        "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+        "{params.packed:q} --checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
 
 rule evaluate_scratch:

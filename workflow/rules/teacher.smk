@@ -1,6 +1,7 @@
 rule teacher:
     input:
         data="data/{dataset}.h5",
+        packed=packed_train,
     output:
         weights="results/teachers/{dataset}_{teacher}/weights.safetensors",
         card="results/teachers/{dataset}_{teacher}/weights.json",
@@ -19,6 +20,7 @@ rule teacher:
         runtime=720,
         gpu=1,
     params:
+        packed=packed_option,
         settings=settings_of("teacher"),
         version=version_of("teacher"),
         checkpoints="results/checkpoints/teacher/{dataset}_{teacher}",
@@ -27,7 +29,7 @@ rule teacher:
     shell:
         "DFKD_GPUS={resources.gpu} "
         "dfkd teacher train --data {input.data:q} --model {wildcards.teacher:q} --settings {params.settings:q} "
-        "--checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
+        "{params.packed:q} --checkpoints {params.checkpoints:q} -o {output.weights:q} > {log:q} 2>&1"
 
 
 rule import_teacher:

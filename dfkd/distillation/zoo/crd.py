@@ -30,7 +30,7 @@ from dfkd.errors import UserError
 from dfkd.methods.kd_stages import CRDSettings
 
 if TYPE_CHECKING:
-    from dfkd.distillation.store import ImageStore
+    from dfkd.distillation.stream import Store
 
 EPSILON = 1e-7  # of the published code
 BLOCK = 65536  # rows of a bank, or images of the store, that are looked at together
@@ -139,7 +139,7 @@ class CRD(FeatureObjective):
         """Length of the embeddings."""
         return self.settings.crd_dim
 
-    def begin(self, store: ImageStore) -> None:
+    def begin(self, store: Store) -> None:
         """Make the banks for the images that are there.
 
         Raises:
