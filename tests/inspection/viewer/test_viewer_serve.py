@@ -57,6 +57,7 @@ def test_it_says_where_it_is_and_ends_quietly(folder, number, status):
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "DISPLAY": ""},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs ignore it
         )
         assert process.stdout.readline().startswith(f"port {port} is taken, using ")
         line = process.stdout.readline()
