@@ -5,44 +5,37 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfkd.cli_data import data_app
 from dfkd.cli_deploy import deploy_app
-from dfkd.cli_options import Device, OnDivergence
+from dfkd.cli_options import (
+    Changes,
+    Device,
+    Output,
+    SettingsText,
+    TestFile,
+    given_settings,
+    runtime_of,
+    settings_epilog,
+)
+from dfkd.cli_stages import stages_app
 from dfkd.config import (
     STAGES,
-    check_dataset,
-    check_method,
-    check_model,
     load_config,
-    merge,
-    parse,
-    read_yaml,
     settings_of,
 )
 from dfkd.errors import UserError, nearest
-from dfkd.methods import DEFAULT_METHOD, METHODS
+from dfkd.methods import DEFAULT_METHOD
 from dfkd.plugins import configured, load_plugins
-from dfkd.settings import DatasetSettings, Settings, StageSettings
+from dfkd.settings import Settings
 
 if TYPE_CHECKING:
-    from dfkd.runtime import Runtime
-
-
-def _epilog(stage: str) -> str:
-    """The settings of a stage with their defaults, for `--help`."""
-    of = f" of {DEFAULT_METHOD}" if stage == "distill" else ""
-    lines = [f"Settings{of} (--set key=value), defaults in brackets; `dfkd settings {stage}` explains them:"]
-    for name, field in settings_of(stage).model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        lines.append(f"{name} [{default.model_dump() if isinstance(default, Settings) else default}]".replace("[", r"\["))
-    return "\n\n".join(lines)
+    pass
 
 
 app = typer.Typer(
@@ -52,246 +45,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compress image classifiers without their training data.",
 )
-teacher_app = typer.Typer(no_args_is_help=True, help="Train a teacher, or import a checkpoint as one.")
 plot_app = typer.Typer(no_args_is_help=True, help="Draw what a run has written.")
-app.add_typer(teacher_app, name="teacher")
+app.add_typer(stages_app)
 app.add_typer(plot_app, name="plot")
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app)
 
-SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: change one setting (repeatable)")]
-Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
-TeacherFile = Annotated[Path, typer.Option("--teacher", help="teacher weights (safetensors)")]
-TestFile = Annotated[Path, typer.Option("--test", help="prepared test split (data/NAME.test.h5)")]
-Banks = Annotated[list[Path] | None, typer.Option("--bank", help="image bank of this teacher (repeatable)")]
-Data = Annotated[
-    Path | None, typer.Option(help="images to distil on, for `real` and the `kd` methods: a prepared data set or a folder")
-]
-Output = Annotated[Path, typer.Option("--output", "-o")]
 
-
-def _values(text: str | None, changes: list[str] | None) -> dict[str, Any]:
-    """The settings given on the command line, unvalidated."""
-    values: Any = {}
-    if text:
-        try:
-            values = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--settings: not valid JSON ({error}).") from None
-    for change in changes or []:
-        key, sign, value = change.partition("=")
-        if not sign:
-            raise UserError(f"--set {change}: expected key=value.")
-        nested: Any = _literal(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
-    return values
-
-
-def _literal(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _settings(stage: str, text: str | None, changes: list[str] | None, method: str = DEFAULT_METHOD) -> Any:
-    return parse(settings_of(stage, method), _values(text, changes), f"{stage} settings")
-
-
-def _runtime(settings: StageSettings, device: str) -> Runtime:
-    from dfkd.runtime import Runtime
-
-    return Runtime.create(settings.precision, device, settings.compile)
-
-
-@app.command()
-def prepare(
-    name: Annotated[str, typer.Argument(help="data set's name")],
-    output: Output,
-    test_output: Annotated[Path, typer.Option(help="the test split alone: all that stages below the teacher may read")],
-    settings: SettingsText = None,
-    changes: Changes = None,
-    downloads: Annotated[Path, typer.Option(help="where downloaded archives are kept")] = Path("data/downloads"),
-    config: Annotated[Path, typer.Option(help="configuration folder, read when no settings are given")] = Path("config"),
-) -> None:
-    """Prepare a data set: real images as uint8 arrays in one HDF5 file. The only command that downloads data."""
-    from dfkd.datasets.prepare import prepare as run
-
-    values = _values(settings, changes)
-    if not settings:
-        values = merge(check_dataset(name, load_config(config)).model_dump(), values)
-    run(name, parse(DatasetSettings, values, f"data set {name}"), output, test_output, downloads)  # type: ignore[arg-type]
-
-
-@teacher_app.command("train", epilog=_epilog("teacher"))
-def teacher_train(
-    data: Annotated[Path, typer.Option(help="prepared data set with a training split")],
-    model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
-    output: Output,
-    packed: Annotated[
-        Path | None, typer.Option(help="packed file with the training images, for data prepared with keep_packed")
-    ] = None,
-    checkpoints: Checkpoints = Path("results/checkpoints/teacher"),
-    settings: SettingsText = None,
-    changes: Changes = None,
-    device: Device = "auto",
-    on_divergence: OnDivergence = "stop",
-) -> None:
-    """Train a teacher on the real images: weights, card, history and cost."""
-    from dfkd.distillation.teacher import train_teacher
-    from dfkd.divergence import attempt
-
-    chosen = _settings("teacher", settings, changes)
-    architecture, runtime = check_model(model), _runtime(chosen, device)
-    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime, packed), checkpoints, on_divergence)
-
-
-@teacher_app.command("import")
-def teacher_import(
-    checkpoint: Annotated[Path, typer.Argument(help="state dict of the usual CIFAR zoos (.pth)")],
-    model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
-    dataset: Annotated[str, typer.Option(help="data set's name in config/datasets.yaml")],
-    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
-    test: Annotated[Path | None, typer.Option(help="prepared test split, to measure Acc@1")] = None,
-    config: Annotated[Path, typer.Option(help="configuration folder")] = Path("config"),
-    device: Device = "auto",
-) -> None:
-    """Make a teacher of a checkpoint trained elsewhere: bare state dict or {"state_dict": …}, with or without `module.`."""
-    from dfkd.datasets.prepare import info_from_settings
-    from dfkd.datasets.prepared import read_info
-    from dfkd.distillation.teacher import import_teacher
-
-    info = read_info(test) if test else info_from_settings(dataset, check_dataset(dataset, load_config(config)))
-    target = output or Path(f"results/teachers/{dataset}_{model}/weights.safetensors")
-    card = import_teacher(checkpoint, check_model(model), info, target, test, _runtime(StageSettings(), device))
-    measured = f", Acc@1 {card.metrics['acc1']:.2f} %" if "acc1" in card.metrics else ""
-    typer.echo(f"{target}: {card.architecture}, {card.params:,} parameters{measured}")
-
-
-@app.command("init-bank", epilog=_epilog("init-bank"))
-def init_bank(
-    teacher: TeacherFile,
-    output: Output,
-    checkpoints: Checkpoints = Path("results/checkpoints/init-bank"),
-    shard: Annotated[str, typer.Option(help="i/n: make the i-th of n shards")] = "1/1",
-    settings: SettingsText = None,
-    changes: Changes = None,
-    device: Device = "auto",
-    on_divergence: OnDivergence = "stop",
-) -> None:
-    """Invert the teacher into an image bank."""
-    from dfkd.divergence import attempt
-    from dfkd.synthesis.init_bank import init_bank as run
-
-    index, sign, count = shard.partition("/")
-    if not (sign and index.isdigit() and count.isdigit()):
-        raise UserError(f"--shard {shard}: expected i/n, e.g. 1/4.")
-    chosen = _settings("init-bank", settings, changes)
-    runtime, part = _runtime(chosen, device), (int(index), int(count))
-    attempt(lambda: run(teacher, chosen, output, checkpoints, runtime, part), checkpoints, on_divergence)
-
-
-@app.command(epilog=_epilog("augment"))
-def augment(
-    teacher: TeacherFile,
-    bank: Annotated[Path, typer.Option(help="complete init bank")],
-    output: Output,
-    rejected: Annotated[Path, typer.Option(help="bank of what the fidelity filter dropped")],
-    plot: Annotated[Path, typer.Option(help="PNG of the filter's histogram and accept rates")],
-    checkpoints: Checkpoints = Path("results/checkpoints/augment"),
-    settings: SettingsText = None,
-    changes: Changes = None,
-    device: Device = "auto",
-    on_divergence: OnDivergence = "stop",
-) -> None:
-    """Multiply a bank by diffusion variations and keep the faithful ones."""
-    from dfkd.diffusion.augment import augment as run
-    from dfkd.divergence import attempt
-
-    chosen = _settings("augment", settings, changes)
-    runtime = _runtime(chosen, device)
-    attempt(lambda: run(teacher, bank, chosen, output, rejected, plot, checkpoints, runtime), checkpoints, on_divergence)
-
-
-@app.command(
-    "first-stage",
-    epilog="The settings are the method's; those that count here are named in docs/methods/two-stage.md. "
-    "`dfkd settings distill --method NAME` explains them.",
-)
-def first_stage(
-    teacher: TeacherFile,
-    student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
-    method: Annotated[str, typer.Option(help=", ".join(name for name, own in METHODS.items() if own.first_stage))],
-    output: Output,
-    bank: Banks = None,
-    data: Data = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    checkpoints: Checkpoints = Path("results/checkpoints/first_stage"),
-    settings: SettingsText = None,
-    changes: Changes = None,
-    device: Device = "auto",
-    on_divergence: OnDivergence = "stop",
-) -> None:
-    """Train what a method in two stages starts its students from."""
-    from dfkd.distillation.first_stage import train_first_stage as run
-    from dfkd.divergence import attempt
-
-    chosen = _settings("distill", settings, changes, check_method(method))
-    architecture, runtime, banks = check_model(student), _runtime(chosen, device), bank or []
-    attempt(
-        lambda: run(teacher, banks, architecture, chosen, seed, output, checkpoints, runtime, method, data),
-        checkpoints,
-        on_divergence,
-    )
-
-
-@app.command(epilog=_epilog("distill"))
-def distill(
-    teacher: TeacherFile,
-    student: Annotated[str, typer.Option(help="architecture, e.g. wrn161")],
-    test: TestFile,
-    output: Output,
-    bank: Banks = None,
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
-    data: Data = None,
-    first_stage: Annotated[
-        Path | None, typer.Option(help="what `dfkd first-stage` has made, for methods in two stages")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="folder that keeps the teacher's answers for other runs; without it they end with this one"),
-    ] = None,
-    cache_mb: Annotated[
-        int, typer.Option(min=0, help="memory that the teacher's answers to a fixed set of images may take; 0: none are kept")
-    ] = 4000,
-    checkpoints: Checkpoints = Path("results/checkpoints/distill"),
-    settings: SettingsText = None,
-    changes: Changes = None,
-    device: Device = "auto",
-    on_divergence: OnDivergence = "stop",
-) -> None:
-    """Distil a student on the banks and on images made against it."""
-    from dfkd.distillation.answers import CacheOptions
-    from dfkd.distillation.distill import distill as run
-    from dfkd.divergence import attempt
-
-    chosen = _settings("distill", settings, changes, check_method(method))
-    architecture, runtime, banks = check_model(student), _runtime(chosen, device), bank or []
-    kept = CacheOptions(cache, cache_mb)
-    attempt(
-        lambda: run(
-            teacher, banks, architecture, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage, kept
-        ),
-        checkpoints,
-        on_divergence,
-    )
-
-
-@app.command(epilog=_epilog("evaluate"))
+@app.command(epilog=settings_epilog("evaluate"))
 def evaluate(
     checkpoints: Annotated[
         list[Path],
@@ -324,13 +85,13 @@ def evaluate(
     from dfkd.evaluation.checkpoints import Architectures, find_test
     from dfkd.evaluation.evaluate import evaluate as run
 
-    chosen = _settings("evaluate", settings, changes)
+    chosen = given_settings("evaluate", settings, changes)
     paths = [*([teacher] if teacher else []), *checkpoints, *([best] if best else [])]
     found = run(
         checkpoints,
         find_test(test, dataset, paths, config),
         chosen,
-        _runtime(chosen, device),
+        runtime_of(chosen, device),
         teacher=teacher,
         best=best,
         architectures=Architectures.parse(model or [], paths),
@@ -492,8 +253,8 @@ def plot_evaluation(
     """Draw all pictures of an evaluation into a run's folder again, from the logits that lie in it."""
     from dfkd.evaluation.pictures import draw_pictures, open_run
 
-    chosen = _settings("evaluate", settings, changes)
-    draw_pictures(open_run(folder, test, _runtime(chosen, device), teacher, bank or []), folder, chosen)
+    chosen = given_settings("evaluate", settings, changes)
+    draw_pictures(open_run(folder, test, runtime_of(chosen, device), teacher, bank or []), folder, chosen)
 
 
 @plot_app.command("run")

@@ -61,8 +61,11 @@ class Objective(ABC):
         """The terms of a batch, as scalars, `loss` first."""
 
     def start_from(self, state: dict[str, torch.Tensor]) -> None:
-        """Take what the first stage of a method in two stages has kept. Called once, before `begin`."""
-        raise NotImplementedError(f"{type(self).__name__} has no first stage")
+        """Take what the first stage of a method in two stages has kept: the student's weights, unless the method keeps others.
+
+        Called once, before `begin`, and for such methods alone.
+        """
+        self.student.load_state_dict(state)
 
     def begin(self, store: Store) -> None:
         """Called once, when the images that were given lie in the store and before a state is loaded."""

@@ -110,7 +110,7 @@ def test_without_root_the_cluster_is_refused_in_a_sentence(monkeypatch):
     assert slurm.missing() == "the tests of the cluster need sbatch: install Debian's slurm-wlm and munge."
 
 
-def test_ci_runs_make_test():
+def test_ci_runs_exactly_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()

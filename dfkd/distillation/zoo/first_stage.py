@@ -50,10 +50,6 @@ class FirstStage(ABC):
 class AfterFirstStage(DataObjective):
     """The main stage of a student whose features were trained before: cross-entropy, and imitation where it has a weight."""
 
-    def start_from(self, state: dict[str, torch.Tensor]) -> None:
-        """Take what the first stage has kept: here, the student's weights."""
-        self.student.load_state_dict(state)
-
 
 def trunk(network: nn.Module) -> list[nn.Module]:
     """The modules that lie before a network's last map; the whole network if it does not say."""

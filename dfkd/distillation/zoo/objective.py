@@ -8,6 +8,7 @@ heads may run in lower precision; logits, features and losses are float32 at lea
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -155,9 +156,9 @@ class FeatureObjective(DataObjective):
         """The heads for maps [C,H,W] of these shapes, trained with the student; freshly drawn."""
         return nn.ModuleDict()
 
+    @abstractmethod
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The objective's own term, a scalar without its weight; the teacher's side has no graph."""
-        raise NotImplementedError
 
     def through(self, head: str, *values: torch.Tensor) -> torch.Tensor:
         """What a head gives, float32 at least; the head itself runs as the networks do."""
