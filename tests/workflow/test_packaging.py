@@ -110,9 +110,9 @@ def test_without_root_the_cluster_is_refused_in_a_sentence(monkeypatch):
     assert slurm.missing() == "the tests of the cluster need sbatch: install Debian's slurm-wlm and munge."
 
 
-def test_ci_runs_exactly_make_test():
+def test_ci_runs_exactly_the_two_makes_of_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert lines[:2] == ["#!/usr/bin/env bash", "set -euo pipefail"]
-    assert lines[-1] == "make test"
+    assert lines[-2:] == ["make test", "make test-cluster"]
