@@ -221,7 +221,8 @@ def random_resized_views(
     [N,C,H,W] in [0, 1], or uint8, which is rounded as an image file would be; before normalisation. Draws from torch's global
     generator on the CPU, so that devices agree.
     """
-    boxes = draw_boxes(len(images), *images.shape[2:], scale, aspect)
+    height, width = images.shape[2:]
+    boxes = draw_boxes(len(images), height, width, scale, aspect)
     flip = torch.rand(len(images)) < 0.5 if info.flip else torch.zeros(len(images), dtype=torch.bool)
     places = [value.to(images.device) for value in (*boxes, flip)]
     if images.dtype != torch.uint8:

@@ -107,9 +107,8 @@ def weights_command(place: Place | None, card: Mapping[str, Any], teacher: str, 
 
 def _packed(card: Mapping[str, Any]) -> list[str]:
     """The option that names the packed file of the training images, by its name alone; none if they were in no such file."""
-    return [
-        word for name in card["lineage"] if name.startswith("packed ") for word in ("--packed", name.removeprefix("packed "))
-    ]
+    files = [name.removeprefix("packed ") for name in card["lineage"] if name.startswith("packed ")]
+    return [word for file in files for word in ("--packed", file)]
 
 
 def _training(place: Place | None, card: Mapping[str, Any], dataset: str, file: str) -> list[str]:

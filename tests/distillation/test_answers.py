@@ -289,7 +289,7 @@ def test_an_objective_that_looks_at_features_keeps_none(run, monkeypatch, caplog
 )
 def test_the_command_says_where_and_how_many(monkeypatch, words, options):
     given = []
-    monkeypatch.setattr("dfkd.distillation.distill.distill", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("dfkd.distillation.distill.distill", lambda *arguments: given.append(arguments[-2]))
     needed = ["--teacher", "t", "--student", "wrn101", "--test", "x.h5", "-o", "s", "--method", "kd", "--device", "cpu"]
     done = CliRunner().invoke(app, ["distill", *needed, *words])
     assert done.exit_code == 0, done.output

@@ -182,8 +182,8 @@ def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
     added = {
         "distill_generator": ("output", {"generator", "generator_card"}),
-        "distill_transfer": ("input", {"data"}),
-        "distill_two_stage": ("input", {"data", "first_stage", "first_stage_card"}),
+        "distill_transfer": ("input", {"data", "packed"}),
+        "distill_two_stage": ("input", {"data", "packed", "first_stage", "first_stage_card"}),
     }
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():
