@@ -167,64 +167,34 @@ def _interpolation(start: torch.Tensor, length: torch.Tensor, size: int) -> torc
     return (1 - (place[:, :, None] - pixels).abs()).clamp(min=0)
 
 
-class Boxes(NamedTuple):
-    """A box in each of N images, int64 [N] in pixels, on the CPU."""
-
-    top: torch.Tensor
-    left: torch.Tensor
-    height: torch.Tensor
-    width: torch.Tensor
-
-
-def draw_boxes(
-    count: int,
-    full_height: int,
-    full_width: int,
-    scale: tuple[float, float],
-    aspect: tuple[float, float],
-    generator: torch.Generator | None = None,
-) -> Boxes:
-    """Random boxes of `count` images of a size, as torchvision's RandomResizedCrop draws them.
-
-    C. Szegedy et al., *Going deeper with convolutions*, arXiv 1409.4842, section 6: scale 0.08 to 1, aspect 3/4 to 4/3.
-
-    A box covers a share of the area uniform in `scale`, with a width / height log-uniform in `aspect`, in whole pixels; of ten
-    proposals the first that fits is taken. If none does it is the image itself, less what makes it longer than `aspect` allows,
-    at its centre. Draws from torch's global generator on the CPU, or from the given one.
-    """
-    area = full_height * full_width * torch.empty(10, count).uniform_(*scale, generator=generator)
-    ratio = torch.empty(10, count).uniform_(math.log(aspect[0]), math.log(aspect[1]), generator=generator).exp()
-    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (widths >= 1) & (heights >= 1) & (widths <= full_width) & (heights <= full_height)
-    first = fits.int().argmax(0)[None]  # the first of the largest
-    found = fits.any(0)
-    whole_width = min(full_width, round(full_height * aspect[1]))
-    whole_height = min(full_height, round(full_width / aspect[0]))
-    width = torch.where(found, widths.gather(0, first)[0], whole_width)
-    height = torch.where(found, heights.gather(0, first)[0], whole_height)
-    # multiplied in float64, where no product of a number below 1 rounds up to the bound
-    top, left = (
-        torch.where(found, (torch.rand(count, dtype=torch.float64, generator=generator) * (free + 1)).long(), free // 2)
-        for free in (full_height - height, full_width - width)
-    )
-    return Boxes(top, left, height, width)
-
-
 def random_resized_views(
     images: torch.Tensor,
     info: DatasetInfo,
     scale: tuple[float, float] = (0.25, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> torch.Tensor:
-    """A random box of each image (`draw_boxes`) enlarged to the full size, and the data set's flip; CMI's local view.
+    """A random box of each image enlarged to the full size, and the data set's flip; by default the local view of CMI.
 
-    [N,C,H,W] in [0, 1], or uint8, which is rounded as an image file would be; before normalisation. Draws from torch's global
-    generator on the CPU, so that devices agree.
+    The box covers a share of the area uniform in `scale`, with an aspect log-uniform in `aspect`, in whole pixels; of ten
+    proposals the first that fits is taken, the whole image if none does (as torchvision's RandomResizedCrop). [N,C,H,W] in
+    [0, 1], or uint8, then rounded as in an image file; before normalisation. Draws from torch's global generator on the CPU, so
+    that devices agree.
     """
-    height, width = images.shape[2:]
-    boxes = draw_boxes(len(images), height, width, scale, aspect)
-    flip = torch.rand(len(images)) < 0.5 if info.flip else torch.zeros(len(images), dtype=torch.bool)
-    places = [value.to(images.device) for value in (*boxes, flip)]
+    count, (full_height, full_width) = len(images), images.shape[2:]
+    area = full_height * full_width * torch.empty(10, count).uniform_(*scale)
+    ratio = torch.empty(10, count).uniform_(math.log(aspect[0]), math.log(aspect[1])).exp()
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (widths >= 1) & (heights >= 1) & (widths <= full_width) & (heights <= full_height)
+    first = fits.int().argmax(0)[None]  # the first of the largest
+    found = fits.any(0)
+    width = torch.where(found, widths.gather(0, first)[0], full_width)
+    height = torch.where(found, heights.gather(0, first)[0], full_height)
+    # multiplied in float64, where no product of a number below 1 rounds up to the bound
+    top, left = (
+        (torch.rand(count, dtype=torch.float64) * (free + 1)).long() for free in (full_height - height, full_width - width)
+    )
+    flip = torch.rand(count) < 0.5 if info.flip else torch.zeros(count, dtype=torch.bool)
+    places = [value.to(images.device) for value in (top, left, height, width, flip)]
     if images.dtype != torch.uint8:
         return resized_crop(images, *places)
     return resized_crop(images.float(), *places).round_().clamp_(0, 255).to(torch.uint8)

@@ -63,9 +63,9 @@ def train_teacher(
         UserError: no training split, or the model cannot take the data set's images.
     """
     info = read_info(data)
+    test_images, test_labels = read_split(data, "test")
     source = kept_source(data, packed, info, settings.store) or ArraySource(*read_split(data, "train"))
     count = len(source.labels)
-    test_images, test_labels = read_split(data, "test")
     streamed = packed is not None or is_streamed(settings.store, count, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,

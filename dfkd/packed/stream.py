@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import multiprocessing
+import random
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +26,6 @@ from PIL import Image
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_packed_train
-from dfkd.datasets.views import draw_boxes
 from dfkd.errors import UserError
 from dfkd.packed.file import PackedFile, decode_array, leave_signals
 from dfkd.runtime import derive_seed
@@ -126,14 +127,33 @@ def packed_lineage(source: object) -> dict[str, str]:
     return {f"packed {source.name}": source.file.digest} if isinstance(source, PackedSource) else {}
 
 
-def random_box(image: Image.Image, info: DatasetInfo, seed: int) -> Image.Image:
-    """The random box of an image that `seed` draws, at the data set's size: bilinear, antialiased where it is larger.
+def draw_box(
+    full_height: int, full_width: int, scale: tuple[float, float], ratio: tuple[float, float], seed: int
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random box in an image of this size, as torchvision's RandomResizedCrop draws it.
 
-    What torchvision's RandomResizedCrop makes of a Pillow image, drawn by a generator of its own.
+    It covers a share of the area uniform in `scale`, with a width / height log-uniform in `ratio`, in whole pixels; of ten
+    proposals the first that fits is taken. If none does it is the image itself, less what makes it longer than `ratio` allows,
+    at its centre. Not drawn by torchvision's own function, whose numbers are those of torch's global generator: the run's.
+
+    C. Szegedy et al., *Going deeper with convolutions*, arXiv 1409.4842, section 6: scale 0.08 to 1, ratio 3/4 to 4/3.
     """
-    generator = torch.Generator().manual_seed(seed)
-    boxes = draw_boxes(1, image.height, image.width, info.crop_scale, info.crop_ratio, generator)
-    top, left, height, width = (int(value) for value in boxes)
+    draw = random.Random(seed).random  # the one function whose numbers are those of every version of Python
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = full_height * full_width * (scale[0] + (scale[1] - scale[0]) * draw())
+        aspect = math.exp(low + (high - low) * draw())
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= full_width and 0 < height <= full_height:
+            top, left = int(draw() * (full_height - height + 1)), int(draw() * (full_width - width + 1))
+            return top, left, height, width
+    height, width = min(full_height, round(full_width / ratio[0])), min(full_width, round(full_height * ratio[1]))
+    return (full_height - height) // 2, (full_width - width) // 2, height, width
+
+
+def random_box(image: Image.Image, info: DatasetInfo, seed: int) -> Image.Image:
+    """The random box of an image that `seed` draws, at the data set's size: bilinear, antialiased where it is larger."""
+    top, left, height, width = draw_box(image.height, image.width, info.crop_scale, info.crop_ratio, seed)
     box = image.crop((left, top, left + width, top + height))
     return box.resize((info.image_size, info.image_size), Image.Resampling.BILINEAR)
 
@@ -156,7 +176,7 @@ class _Task(NamedTuple):
 
 
 def _decode(task: _Task) -> np.ndarray:
-    """uint8 [n,C,H,W] of some images. The process that this one was forked from may hold a GPU and threads: touches neither."""
+    """uint8 [n,C,H,W] of some images. Touches no tensor: the process that this one was forked from may hold a GPU."""
     info, cuts = task.info, None
     if info.crop == "resized":
         seeds = [derive_seed(*task.key, "crop", row) for row in task.rows.tolist()]

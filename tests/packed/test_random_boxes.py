@@ -8,12 +8,12 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import InterpolationMode, resized_crop
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import draw_boxes
 from dfkd.distillation.stream import StreamedStore
 from dfkd.packed import pack as packing
 from dfkd.packed import stream as packed_stream
 from dfkd.packed.pack import pack
-from dfkd.packed.stream import PackedSource, random_box
+from dfkd.packed.stream import PackedSource, draw_box, random_box
+from dfkd.runtime import derive_seed
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 INFO = DatasetInfo(
@@ -44,20 +44,19 @@ def read(source, blocks, *key):
 
 def test_a_box_is_what_torchvision_makes_of_it(monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8))
-    drawn, own = [], draw_boxes
-    monkeypatch.setattr(packed_stream, "draw_boxes", lambda *arguments: drawn.append(own(*arguments)) or drawn[-1])
+    drawn = []
+    monkeypatch.setattr(packed_stream, "draw_box", lambda *arguments: drawn.append(draw_box(*arguments)) or drawn[-1])
     for seed in range(5):
         found = random_box(image, INFO, seed)
-        top, left, height, width = (int(value) for value in drawn[-1])
-        expected = resized_crop(image, top, left, height, width, [8, 8], InterpolationMode.BILINEAR, antialias=True)
+        expected = resized_crop(image, *drawn[-1], [8, 8], InterpolationMode.BILINEAR, antialias=True)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
-    assert len({tuple(int(value) for value in boxes) for boxes in drawn}) == 5
+    assert len(set(drawn)) == 5
 
 
 def test_boxes_of_photographs_are_distributed_as_torchvision_draws_them():
     count = 2000
-    boxes = draw_boxes(count, 375, 500, SCALE, RATIO, torch.Generator().manual_seed(0))
-    top, left, height, width = (value.double() for value in boxes)
+    boxes = torch.tensor([draw_box(375, 500, SCALE, RATIO, derive_seed("boxes", row)) for row in range(count)])
+    top, left, height, width = boxes.double().unbind(1)
     assert (top + height).max() <= 375
     assert (left + width).max() <= 500
     share, ratio = height * width / (375 * 500), width / height
@@ -76,8 +75,7 @@ def test_boxes_of_photographs_are_distributed_as_torchvision_draws_them():
 
 def test_what_fits_nowhere_is_the_centre_within_the_ratio():
     for height, width, box in ((30, 300, (0, 130, 30, 40)), (300, 30, (130, 0, 40, 30))):
-        found = draw_boxes(3, height, width, (0.9, 1.0), RATIO)
-        assert [value.tolist() for value in found] == [[value] * 3 for value in box]
+        assert draw_box(height, width, (0.9, 1.0), RATIO, 3) == box
         theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], list(RATIO))
         assert theirs == box
 
