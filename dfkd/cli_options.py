@@ -39,6 +39,7 @@ Banks = Annotated[list[Path] | None, typer.Option("--bank", help="image bank of 
 Data = Annotated[
     Path | None, typer.Option(help="images to distil on, for `real` and the `kd` methods: a prepared data set or a folder")
 ]
+Packed = Annotated[Path | None, typer.Option(help="packed file with the training images, for data prepared with keep_packed")]
 Output = Annotated[Path, typer.Option("--output", "-o")]
 
 

@@ -15,6 +15,7 @@ from dfkd.cli_options import (
     Device,
     OnDivergence,
     Output,
+    Packed,
     SettingsText,
     TeacherFile,
     TestFile,
@@ -57,9 +58,7 @@ def teacher_train(
     data: Annotated[Path, typer.Option(help="prepared data set with a training split")],
     model: Annotated[str, typer.Option(help="architecture, e.g. wrn402")],
     output: Output,
-    packed: Annotated[
-        Path | None, typer.Option(help="packed file with the training images, for data prepared with keep_packed")
-    ] = None,
+    packed: Packed = None,
     checkpoints: Checkpoints = Path("results/checkpoints/teacher"),
     settings: SettingsText = None,
     changes: Changes = None,
@@ -154,6 +153,7 @@ def first_stage(
     output: Output,
     bank: Banks = None,
     data: Data = None,
+    packed: Packed = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     checkpoints: Checkpoints = Path("results/checkpoints/first_stage"),
     settings: SettingsText = None,
@@ -168,7 +168,7 @@ def first_stage(
     chosen = given_settings("distill", settings, changes, check_method(method))
     architecture, runtime, banks = check_model(student), runtime_of(chosen, device), bank or []
     attempt(
-        lambda: run(teacher, banks, architecture, chosen, seed, output, checkpoints, runtime, method, data),
+        lambda: run(teacher, banks, architecture, chosen, seed, output, checkpoints, runtime, method, data, packed),
         checkpoints,
         on_divergence,
     )
@@ -183,6 +183,7 @@ def distill(
     bank: Banks = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = DEFAULT_METHOD,
     data: Data = None,
+    packed: Packed = None,
     first_stage: Annotated[
         Path | None, typer.Option(help="what `dfkd first-stage` has made, for methods in two stages")
     ] = None,
@@ -210,7 +211,20 @@ def distill(
     kept = CacheOptions(cache, cache_mb)
     attempt(
         lambda: run(
-            teacher, banks, architecture, test, chosen, seed, output, checkpoints, runtime, method, data, first_stage, kept
+            teacher,
+            banks,
+            architecture,
+            test,
+            chosen,
+            seed,
+            output,
+            checkpoints,
+            runtime,
+            method,
+            data,
+            first_stage,
+            kept,
+            packed,
         ),
         checkpoints,
         on_divergence,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -12,6 +12,10 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # What the k×k convolutions of a network are trained as (dfkd/models/rep.py).
 Blocks = Literal["plain", "actdb", "repvgg", "acb", "dbb"]
+
+# How training images are cropped: shifted over zero padding, or random boxes brought to the image size.
+Crop = Literal["padded", "resized"]
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a box, published: Szegedy et al., arXiv 1409.4842, section 6
 
 MAX_PIXELS = 89_478_485  # of one image file: Pillow's own limit, a quarter of a gigabyte in RGB
 
@@ -47,7 +51,19 @@ class TrainingSettings(StageSettings):
     shuffle_buffer: Count = Field(16384, description="streamed: images of a window, within which the order is shuffled")
 
 
-class DatasetSettings(Settings):
+class PaddedCropUnsaid(BaseModel):
+    """Says nothing of the crop where it is the padded one, so that files of before it could be chosen keep their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _without_crop(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if getattr(self, "crop", "") == "padded":
+            for key in ("crop", "crop_scale", "crop_ratio", "test_centre"):
+                content.pop(key, None)
+        return content
+
+
+class DatasetSettings(Settings, PaddedCropUnsaid):
     """One entry of config/datasets.yaml."""
 
     source: str = Field(description="`torchvision:NAME`, `sklearn:digits`, `folder:PATH`, `packed:FILE` or `hdf5:PATH`")
@@ -57,6 +73,20 @@ class DatasetSettings(Settings):
     mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; from the training split when absent")
     std: list[float] | None = Field(None, description="per channel, likewise")
     crop_padding: int = Field(4, ge=0, description="zero padding of the random crop in training; 0 switches it off")
+    crop: Crop = Field(
+        "padded",
+        description="of training images: `padded`, shifted within `crop_padding`, or `resized`, random boxes brought to "
+        "`image_size` (RandomResizedCrop, the recipe of ImageNet)",
+    )
+    crop_scale: tuple[Rate, Rate] = Field(CROP_SCALE, description="resized: share of the area that a box has, uniform")
+    crop_ratio: tuple[Rate, Rate] = Field(CROP_RATIO, description="resized: width / height of a box, log-uniform")
+    test_centre: float = Field(
+        1.0,
+        gt=0.25,
+        le=1,
+        description="packed, with crop: resized: share of the short side that the centre square of a test image has; 0.875 "
+        "for the usual 224 of 256",
+    )
     flip: bool = Field(True, description="random horizontal flips in training")
     test_fraction: float | None = Field(None, gt=0, lt=1, description="for a source without a test split: stratified share")
     split_seed: int = Field(0, ge=0, description="seed of that split")
@@ -70,6 +100,30 @@ class DatasetSettings(Settings):
         ge=1,
         description="image folder: a file with more pixels is refused before it is decoded (decompression bombs)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_crop(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("crop") == "resized":
+            return {"crop_padding": 0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _boxes(self) -> DatasetSettings:
+        if self.crop == "resized" and self.crop_padding:
+            raise ValueError(f"crop_padding {self.crop_padding} has no effect with crop: resized; leave it away")
+        for key in ("crop_scale", "crop_ratio", "test_centre"):
+            if self.crop == "padded" and key in self.model_fields_set:
+                raise ValueError(f"{key} has no effect without crop: resized")
+        if self.test_centre != 1 and not self.source.startswith("packed:"):
+            raise ValueError("test_centre needs a packed source (`packed:FILE`)")
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: [{low:g}, {high:g}] is no range; give the lesser number first")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale: {self.crop_scale[1]:g} is more than the whole image, which is 1")
+        return self
 
     @model_validator(mode="after")
     def _lengths(self) -> DatasetSettings:

@@ -10,7 +10,7 @@ import logging
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 LISTED = 10  # unreadable files that are named; the rest is counted
 BLOCK = 64  # files that a thread takes at a time
+
+Cut = Callable[[Image.Image], Image.Image]  # what is seen of an upright image, at the size that is wanted
 
 
 def folder_source(value: str, settings: DatasetSettings, downloads: Path) -> SourceData:
@@ -197,13 +199,19 @@ def pixel_limit(pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = former
 
 
-def decode(content: bytes, size: int, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """One image file as uint8 [C,size,size]: upright, on white where transparent, its centre square, antialiased."""
+def decode(content: bytes, size: int, channels: int, max_pixels: int = MAX_PIXELS, cut: Cut | None = None) -> np.ndarray:
+    """One image file as uint8 [C,size,size]: upright, on white where transparent, its centre square or a `cut`, antialiased."""
     image = upright(content, channels, max_pixels)
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    image = centre_square(image, size) if cut is None else cut(image)
     array = np.asarray(image)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def centre_square(image: Image.Image, size: int, share: float = 1.0) -> Image.Image:
+    """The centre square of an image at `size` × `size`, antialiased; its side is `share` of the image's shorter one."""
+    if image.size == (size, size) and share == 1:
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed=(1 - share) / 2)
 
 
 def upright(content: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:

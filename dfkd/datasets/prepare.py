@@ -101,4 +101,5 @@ def _described(name: str, settings: DatasetSettings, classes: list[str], mean: l
     return DatasetInfo(
         name=name, classes=classes, image_size=settings.image_size, channels=settings.channels,
         mean=mean, std=std, crop_padding=settings.crop_padding, flip=settings.flip,
+        crop=settings.crop, crop_scale=settings.crop_scale, crop_ratio=settings.crop_ratio,
     )  # fmt: skip

@@ -104,7 +104,7 @@ def read_split(path: str | Path, split: str) -> Split:
     with _opened(path) as file:
         if split == "train" and "packed_train" in file.attrs:
             name = json.loads(file.attrs["packed_train"])["file"]
-            raise UserError(f"{path}: its training images lie in {name}; only `dfkd teacher train --packed` reads them there.")
+            raise UserError(f"{path}: its training images lie in {name}, which what trains on them takes with --packed.")
         if split not in file:
             held = ", ".join(sorted(file)) or "none"
             raise UserError(f"{path}: has no {split} split (it holds: {held}); prepare the data set with one.")

@@ -35,6 +35,13 @@ def read_transfer_set(path: Path, kind: str, info: DatasetInfo) -> Split:
     """
     if kind == "folder":
         return _read_folder(path, info)
+    check_transfer_set(path, kind, info)
+    images, labels = read_split(path, "train")
+    return images, labels if kind == "train" else torch.full_like(labels, UNLABELLED)
+
+
+def check_transfer_set(path: Path, kind: str, info: DatasetInfo) -> DatasetInfo:
+    """What a prepared data set says of itself, if it fits the teacher's `info`; refusals as in `read_transfer_set`."""
     given = read_info(path)
     if kind == "train" and given.classes != info.classes:
         raise UserError(f"{path}: its classes are not those of the teacher's data set {info.name}; give that data set.")
@@ -43,8 +50,7 @@ def read_transfer_set(path: Path, kind: str, info: DatasetInfo) -> Split:
             f"{path}: its images are {_shape(given)}, the teacher takes {_shape(info)}; "
             "prepare the data set with that image_size and these channels under another name."
         )
-    images, labels = read_split(path, "train")
-    return images, labels if kind == "train" else torch.full_like(labels, UNLABELLED)
+    return given
 
 
 def transfer_sha256(path: Path) -> str:

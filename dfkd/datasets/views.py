@@ -103,7 +103,7 @@ class Views(NamedTuple):
 
 
 def views_of(info: DatasetInfo) -> int:
-    """How many training views an image of the data set has: 162 of CIFAR's, 9 × 9 crops and the flip."""
+    """How many training views the padded crop gives of an image of the data set: 162 of CIFAR's, 9 × 9 crops and the flip."""
     return (2 * info.crop_padding + 1) ** 2 * (2 if info.flip else 1)
 
 
@@ -116,7 +116,10 @@ def numbered_views(numbers: torch.Tensor, info: DatasetInfo) -> Views:
 
 
 def draw_views(count: int, info: DatasetInfo, generator: torch.Generator | None = None) -> Views:
-    """Random views, each image's its own. Draws from torch's global generator on the CPU, or from the given one."""
+    """Random views by the padded crop, each image's its own.
+
+    Draws from torch's global generator on the CPU, or from the given one.
+    """
     none = torch.zeros(count, dtype=torch.bool)
     if views_of(info) == 1:
         return Views(none.long(), none.long(), none)
@@ -124,11 +127,17 @@ def draw_views(count: int, info: DatasetInfo, generator: torch.Generator | None 
     return Views(dy, dx, torch.rand(count, generator=generator) < 0.5 if info.flip else none)
 
 
-def random_views(images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
-    """The training view of the data set: random crop (zero fill, black before normalisation) and flip, each image its own.
+def random_views(images: torch.Tensor, info: DatasetInfo, cropped: bool = False) -> torch.Tensor:
+    """The training view of the data set: random crop and flip, each image its own.
 
-    [N,C,H,W] in [0, 1] or uint8, before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+    The crop is a shift over zeros (black before normalisation) or a random box enlarged, as the data set says. [N,C,H,W] in
+    [0, 1] or uint8, before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+
+    Args:
+        cropped: the images are random boxes already, cut as they were decoded: they are flipped alone.
     """
+    if info.crop == "resized" and not cropped:
+        return random_resized_views(images, info, info.crop_scale, info.crop_ratio)
     return draw_views(len(images), info).apply(images, info)
 
 
@@ -164,11 +173,12 @@ def random_resized_views(
     scale: tuple[float, float] = (0.25, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> torch.Tensor:
-    """The local view of CMI: a random box of each image enlarged to the full size, and the data set's flip.
+    """A random box of each image enlarged to the full size, and the data set's flip; by default the local view of CMI.
 
     The box covers a share of the area uniform in `scale`, with an aspect log-uniform in `aspect`, in whole pixels; of ten
     proposals the first that fits is taken, the whole image if none does (as torchvision's RandomResizedCrop). [N,C,H,W] in
-    [0, 1], before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+    [0, 1], or uint8, then rounded as in an image file; before normalisation. Draws from torch's global generator on the CPU, so
+    that devices agree.
     """
     count, (full_height, full_width) = len(images), images.shape[2:]
     area = full_height * full_width * torch.empty(10, count).uniform_(*scale)
@@ -184,7 +194,10 @@ def random_resized_views(
         (torch.rand(count, dtype=torch.float64) * (free + 1)).long() for free in (full_height - height, full_width - width)
     )
     flip = torch.rand(count) < 0.5 if info.flip else torch.zeros(count, dtype=torch.bool)
-    return resized_crop(images, *(value.to(images.device) for value in (top, left, height, width, flip)))
+    places = [value.to(images.device) for value in (top, left, height, width, flip)]
+    if images.dtype != torch.uint8:
+        return resized_crop(images, *places)
+    return resized_crop(images.float(), *places).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def rotations(images: torch.Tensor) -> torch.Tensor:

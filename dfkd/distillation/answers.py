@@ -172,6 +172,9 @@ def open_answers(
         draws: images that the whole run will look at, each in a view.
         size: images of a batch.
     """
+    if card.dataset.crop == "resized":
+        logger.info("the teacher's answers are not kept: no random box is seen a second time")
+        return None
     cells = store.count * views_of(card.dataset)
     if not options.limit_mb or not cells:
         return None

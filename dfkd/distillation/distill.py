@@ -25,7 +25,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
 from dfkd.distillation.answers import CacheOptions, open_answers
 from dfkd.distillation.first_stage import read_first_stage
-from dfkd.distillation.given import read_given
+from dfkd.distillation.given import Given, read_given
 from dfkd.distillation.run import Run, build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, turns
 from dfkd.distillation.store import ImageStore
@@ -38,7 +38,7 @@ from dfkd.files import file_sha256, write_json
 from dfkd.history import History
 from dfkd.methods import METHODS, MethodSettings, TransferSettings
 from dfkd.models import build_model
-from dfkd.models.weights import WeightsCard, load_model, save_weights
+from dfkd.models.weights import WeightsCard, load_model, read_card, save_weights
 from dfkd.plugins import code_hash, load
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import revision, versions
@@ -62,6 +62,7 @@ def distill(
     data: Path | None = None,
     first_stage: Path | None = None,
     cache: CacheOptions | None = None,
+    packed: Path | None = None,
 ) -> WeightsCard:
     """Distil `architecture` from the teacher by a method, on the banks and on images made against the student.
 
@@ -75,18 +76,39 @@ def distill(
         data: prepared data set or folder of images: what `real` and the `kd` methods distil on, if not on a bank.
         first_stage: what the first stage of a method in two stages has kept.
         cache: where the teacher's answers are kept and how many; decides time alone.
+        packed: the packed file that holds the training images of `data`, if that was prepared with `keep_packed`.
 
     Raises:
         UserError: a bank of another teacher, an unknown method, a transfer set or a first stage that does not fit, a model
             that cannot take the images or the method.
     """
     check_method(method)
-    teacher_model, card = load_model(teacher, runtime)
-    info = card.dataset
-    if read_info(test).classes != info.classes:
+    card = read_card(teacher)
+    if read_info(test).classes != card.dataset.classes:
         raise UserError(f"{test}: its classes are not those of the teacher {teacher}; prepare the teacher's data set.")
-    given = read_given(method, settings, card, banks, data)
-    lineage = given.lineage
+    with contextlib.closing(read_given(method, settings, card, banks, data, packed)) as given:
+        return _distill(
+            teacher, given, architecture, test, settings, seed, output, checkpoints, runtime, method, first_stage, cache
+        )
+
+
+def _distill(
+    teacher: Path,
+    given: Given,
+    architecture: str,
+    test: Path,
+    settings: MethodSettings,
+    seed: int,
+    output: Path,
+    checkpoints: Path,
+    runtime: Runtime,
+    method: str,
+    first_stage: Path | None,
+    cache: CacheOptions | None,
+) -> WeightsCard:
+    """The stage, with the images that it was given."""
+    teacher_model, card = load_model(teacher, runtime)
+    info, lineage = card.dataset, given.lineage
     begun = read_first_stage(first_stage, method, architecture, settings, seed, lineage)
     if begun:
         lineage = lineage | {"first stage": begun[1].sha256}
@@ -114,7 +136,7 @@ def distill(
     synthesizer, objective = build_method(method, teacher_model, student, card, settings, runtime)
     if begun:
         objective.start_from(begun[0])
-    if banks and fresh:
+    if given.readers and fresh:
         raise UserError(f"method {method}: makes every batch afresh and reads no bank; leave --bank away.")
     examination = Examination(teacher_model, student, read_split(test, "test"), info, runtime)
     state = checkpoint.load()
@@ -144,6 +166,8 @@ def distill(
             store.append_bank(bank.reader())
             if not own and isinstance(store, ImageStore):
                 _keep_answers(run, store, card, cache or CacheOptions())
+            elif not own:
+                logger.info("the teacher's answers are not kept: the images are streamed")
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):

@@ -14,7 +14,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS, check_method
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
-from dfkd.distillation.given import read_given
+from dfkd.distillation.given import Given, read_given
 from dfkd.distillation.stream import Store, stream_notes
 from dfkd.distillation.zoo.first_stage import FirstStage
 from dfkd.divergence import Watch, lowered, rollback_notes
@@ -42,6 +42,7 @@ def train_first_stage(
     runtime: Runtime,
     method: str,
     data: Path | None = None,
+    packed: Path | None = None,
 ) -> WeightsCard:
     """Train the first stage of `method` for a student `architecture`, on the images that the student will be distilled on.
 
@@ -50,16 +51,31 @@ def train_first_stage(
 
     Args:
         settings: those of the method; `first_stage_keys` says which count here.
-        banks, data: as `distill` takes them.
+        banks, data, packed: as `distill` takes them.
 
     Raises:
         UserError: the method has no first stage, a pair or a transfer set that it cannot take.
     """
     if not METHODS[check_method(method)].first_stage:
         raise UserError(f"method {method}: has no first stage; distil at once.")
+    with contextlib.closing(read_given(method, settings, read_card(teacher), banks, data, packed)) as given:
+        return _train(teacher, given, architecture, settings, seed, output, checkpoints, runtime, method)
+
+
+def _train(
+    teacher: Path,
+    given: Given,
+    architecture: str,
+    settings: TwoStageSettings,
+    seed: int,
+    output: Path,
+    checkpoints: Path,
+    runtime: Runtime,
+    method: str,
+) -> WeightsCard:
+    """The stage, with the images that it was given."""
     teacher_model, card = load_model(teacher, runtime)
     info, own = card.dataset, settings.first_stage()
-    given = read_given(method, settings, card, banks, data)
     streamed = given.streamed(settings, 0, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
@@ -157,7 +173,8 @@ class Training:
     def step(self) -> torch.Tensor:
         """One step on random views of the next images; returns its loss, detached."""
         found = self.store.fetch(self.order, self.done)
-        images = self.runtime.images(normalise(to_unit(random_views(found.images, self.info)), self.info))
+        views = random_views(found.images, self.info, self.store.cropped)
+        images = self.runtime.images(normalise(to_unit(views), self.info))
         loss = self.loss(images)
         self.optimiser.zero_grad()
         loss.backward()

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from dfkd.bank.writer import BankWriter
-from dfkd.datasets.views import denormalise, draw_views, normalise, to_bytes, to_unit
+from dfkd.datasets.views import denormalise, draw_views, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.answers import AnswerCache, Draw, ahead
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
+from dfkd.distillation.store import Fetched
 from dfkd.distillation.stream import Store
 from dfkd.divergence import Watch, check_terms
 from dfkd.errors import UserError
@@ -131,13 +132,18 @@ class Run:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
         if self._order is None:
             self._order = self.store.passes(size, *self._order_keys(turn), steps=self.settings.kd_steps)
-        found, views = self.store.fetch(self._order, turn.step), draw_views(size, self.info)
-        seen = normalise(to_unit(views.apply(found.images, self.info)), self.info)
-        batch = Batch(self.runtime.images(seen), found.labels, found.rows)
+        found = self.store.fetch(self._order, turn.step)
         if self.answers is None:
-            return batch
+            return self._batch(found, random_views(found.images, self.info, self.store.cropped))
+        views = draw_views(size, self.info)
+        batch = self._batch(found, views.apply(found.images, self.info))
         rows = self._order.batch(turn.step)  # on the CPU: nothing waits for the device
         return batch._replace(answers=self.answers.answers((rows, views), batch.images, self._following(turn)))
+
+    def _batch(self, found: Fetched, views: torch.Tensor) -> Batch:
+        """What teacher and student are shown of images of the store: the same views."""
+        seen = normalise(to_unit(views), self.info)
+        return Batch(self.runtime.images(seen), found.labels, found.rows)
 
     def _order_keys(self, turn: Turn) -> tuple[int | str, ...]:
         """What the order of a round's images is drawn by."""

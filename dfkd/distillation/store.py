@@ -35,6 +35,8 @@ def is_streamed(store: str, images: int, shape: tuple[int, int, int], runtime: R
 class ImageStore:
     """uint8 images [capacity,C,H,W] and labels on the device, filled from the front."""
 
+    cropped = False  # as `dfkd.distillation.stream.Source` has it
+
     def __init__(self, capacity: int, shape: tuple[int, int, int], runtime: Runtime) -> None:
         self.images = torch.zeros(capacity, *shape, dtype=torch.uint8, device=runtime.device)
         self.labels = torch.zeros(capacity, dtype=torch.int64, device=runtime.device)

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from dfkd.bank.reader import BankReader
 from dfkd.distillation.store import Fetched, ImageStore
+from dfkd.errors import UserError
 from dfkd.runtime import Runtime, derive_seed
 from dfkd.settings import TrainingSettings
 
 KEPT = 3  # windows: one or two that a batch is drawn from, and the next one
+
+Key = tuple[int | str, ...]  # what a pass or a window was drawn by
 
 
 class Source(Protocol):
@@ -31,20 +34,23 @@ class Source(Protocol):
 
     starts: Sequence[int]  # index of the first image of each block, and the number of images at the end
     labels: Tensor  # int64 [N]
+    cropped: bool  # images come in the random crop of their training view, another one in every pass
 
-    def read(self, blocks: list[int], images: np.ndarray) -> None:
-        """Fill uint8 [n,C,H,W] with the images of these ascending blocks, one behind the other."""
+    def read(self, blocks: list[int], images: np.ndarray, key: Key) -> None:
+        """Fill uint8 [n,C,H,W] with the images of these ascending blocks, one behind the other, for the pass of `key`."""
 
 
 class BankSource:
     """A bank: its blocks, mapped and checked as they are read."""
+
+    cropped = False
 
     def __init__(self, reader: BankReader) -> None:
         self.reader = reader
         self.starts: Sequence[int] = reader.starts
         self.labels = torch.from_numpy(reader.labels())
 
-    def read(self, blocks: list[int], images: np.ndarray) -> None:
+    def read(self, blocks: list[int], images: np.ndarray, key: Key) -> None:
         """As `Source` says. Raises a `UserError` if a block is damaged."""
         self.reader.copy_blocks(blocks, images)
 
@@ -52,11 +58,13 @@ class BankSource:
 class ArraySource:
     """Images in memory, for a device that has less of it: every image is a block, so that the order is any order."""
 
+    cropped = False
+
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
         self.starts: Sequence[int] = range(len(images) + 1)
 
-    def read(self, blocks: list[int], images: np.ndarray) -> None:
+    def read(self, blocks: list[int], images: np.ndarray, key: Key) -> None:
         """As `Source` says."""
         torch.index_select(self.images, 0, torch.tensor(blocks), out=torch.from_numpy(images))
 
@@ -67,7 +75,7 @@ class ArraySource:
 class Window(NamedTuple):
     """A part of a pass."""
 
-    key: tuple[int | str, ...]  # what it was drawn by
+    key: Key  # of its pass, and its number in it
     blocks: Tensor  # int64, ascending
     images: Tensor  # int64: the given images in it, in the order of the blocks
     own: Tensor  # int64: the run's own images in it, counted from 0
@@ -187,11 +195,14 @@ class StreamedStore:
         lengths = [torch.as_tensor(source.starts).diff() for source in self.sources]
         self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(lengths).cumsum(0)])
         self._first_blocks = np.cumsum([0, *map(len, lengths)])
+        self.cropped = any(source.cropped for source in self.sources)
+        if self.cropped and (capacity or len(self.sources) > 1):
+            raise UserError("images that are cropped as they are decoded are trained on alone, with no bank or synthesis.")
         given = torch.cat([source.labels for source in self.sources])
         self.given = len(given)
         self._labels = torch.cat([given, torch.zeros(capacity, dtype=torch.int64)]).to(runtime.device)
         self._pool = ThreadPoolExecutor(1, "windows")
-        self._ready: dict[tuple[int | str, ...], Future[Tensor]] = {}
+        self._ready: dict[Key, Future[Tensor]] = {}
         self._stream = torch.cuda.Stream(runtime.device) if runtime.device.type == "cuda" else None
 
     @property
@@ -248,7 +259,7 @@ class StreamedStore:
         if window.key not in self._ready:
             self._ready[window.key] = self._pool.submit(self._load, window)
 
-    def _keep(self, keys: set[tuple[int | str, ...]]) -> None:
+    def _keep(self, keys: set[Key]) -> None:
         """Let go of all windows but these."""
         for key in self._ready.keys() - keys:
             self._ready.pop(key).cancel()
@@ -269,7 +280,7 @@ class StreamedStore:
             begin, end = np.searchsorted(window.blocks.numpy(), [first, last])
             places = np.searchsorted(window.images.numpy(), self.starts[[first, last]].numpy())
             if begin < end:
-                source.read((window.blocks[begin:end] - int(first)).tolist(), images[slice(*places)].numpy())
+                source.read((window.blocks[begin:end] - int(first)).tolist(), images[slice(*places)].numpy(), window.key[:-1])
         if self._stream is None:
             return images
         with torch.cuda.stream(self._stream):

@@ -13,18 +13,17 @@ from torch.nn import functional as F
 from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.prepared import read_info, read_packed_train, read_split
+from dfkd.datasets.prepared import read_info, read_split
 from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
 from dfkd.distillation.store import ImageStore, is_streamed
 from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
-from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
 from dfkd.files import file_sha256, write_json
 from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
-from dfkd.packed.stream import PackedSource
+from dfkd.packed.stream import PackedSource, kept_source, packed_lineage
 from dfkd.progress import progress, stop_request
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, seed_everything
@@ -64,9 +63,9 @@ def train_teacher(
         UserError: no training split, or the model cannot take the data set's images.
     """
     info = read_info(data)
-    source = _training_images(data, packed, info)
-    count = len(source.labels)
     test_images, test_labels = read_split(data, "test")
+    source = kept_source(data, packed, info, settings.store) or ArraySource(*read_split(data, "train"))
+    count = len(source.labels)
     streamed = packed is not None or is_streamed(settings.store, count, info.shape, runtime)
     checkpoint = Checkpoint(
         checkpoints,
@@ -140,7 +139,7 @@ def train_teacher(
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(settings, epoch)
                 found = store.fetch(order, step)
-                batch = runtime.images(normalise(to_unit(random_views(found.images, info)), info))
+                batch = runtime.images(normalise(to_unit(random_views(found.images, info, store.cropped)), info))
                 loss = training_loss(batch, found.labels)
                 optimiser.zero_grad()
                 loss.backward()
@@ -167,27 +166,12 @@ def train_teacher(
                 stop.stop()
 
     card = _card(architecture, info, chosen.model_dump(), settings.seed, history.rows[-1]["acc1"], notes)
+    card = card.model_copy(update={"lineage": packed_lineage(source)})
     history.publish()
     write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
     card = save_weights(output, model, card)
     checkpoint.remove()
     return card
-
-
-def _training_images(data: Path, packed: Path | None, info: DatasetInfo) -> ArraySource | PackedSource:
-    """The training split of a prepared data set, or of the packed file that it names."""
-    named = read_packed_train(data)
-    if named is None:
-        if packed is not None:
-            raise UserError(f"{data}: holds its training images itself; leave --packed away.")
-        return ArraySource(*read_split(data, "train"))
-    if packed is None:
-        raise UserError(f"{data}: its training images lie in the packed file {named['file']}; give it with --packed.")
-    source = PackedSource(packed, "train", info)
-    if source.file.digest != named["digest"]:
-        source.close()
-        raise UserError(f"{packed}: is not the {named['file']} that {data} was prepared from; give that one, or prepare again.")
-    return source
 
 
 def import_teacher(

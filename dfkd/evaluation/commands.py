@@ -95,6 +95,7 @@ def weights_command(place: Place | None, card: Mapping[str, Any], teacher: str, 
             foreign = kind == "bank" and value not in ("init", "variations")
             path = value if foreign else f"{results}/banks/{dataset}_{teacher}/{stem}.lmdb" if results else f"{stem}.lmdb"
             images += ["--bank", path]
+    images += _packed(card)
     if "data" in card["lineage"]:
         images += ["--data", {"train": f"data/{dataset}.h5", "dataset": f"data/{value}.h5"}.get(kind, value)]
     if "first stage" in card["lineage"]:
@@ -104,12 +105,18 @@ def weights_command(place: Place | None, card: Mapping[str, Any], teacher: str, 
     return shlex.join([*words, "--settings", canonical(card["settings"]), *_ends(place, file)])
 
 
+def _packed(card: Mapping[str, Any]) -> list[str]:
+    """The option that names the packed file of the training images, by its name alone; none if they were in no such file."""
+    files = [name.removeprefix("packed ") for name in card["lineage"] if name.startswith("packed ")]
+    return [word for file in files for word in ("--packed", file)]
+
+
 def _training(place: Place | None, card: Mapping[str, Any], dataset: str, file: str) -> list[str]:
     """The words that train a network on real images, or import one."""
     if imported := card["settings"].get("imported"):
         words = ["dfkd", "teacher", "import", imported, "--model", card["architecture"], "--dataset", dataset]
         return [*words, "--test", f"data/{dataset}.test.h5" if place else "TEST.h5", *_ends(place, file)[-2:]]
-    words = ["dfkd", "teacher", "train", "--data", f"data/{dataset}.h5" if place else "DATA.h5"]
+    words = ["dfkd", "teacher", "train", "--data", f"data/{dataset}.h5" if place else "DATA.h5", *_packed(card)]
     return [*words, "--model", card["architecture"], "--settings", canonical(card["settings"]), *_ends(place, file)]
 
 

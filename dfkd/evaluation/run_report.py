@@ -176,7 +176,8 @@ def _measured(metrics: MetricsFile) -> Facts:
 def _provenance(card: Mapping[str, Any], cost: Mapping[str, Any]) -> Facts:
     facts: Facts = [("stage", f"{card['stage']}, version {card['stage_version']}"), ("seed", card["seed"])]
     facts += [("weights, SHA-256", card["sha256"])]
-    facts += [(f"{name}, SHA-256", value) for name, value in card["lineage"].items()]
+    for name, value in card["lineage"].items():
+        facts.append((f"{name}, {'BLAKE2b' if name.startswith('packed ') else 'SHA-256'}", value))
     facts += [("source revision", card["revision"])]
     if "hardware" in cost:
         facts.append(("hardware", ", ".join(f"{key} {value}" for key, value in cost["hardware"].items())))

@@ -49,7 +49,7 @@ class WeightsCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=versions)
     revision: str = Field(default_factory=revision)
     sha256: str = ""  # of the safetensors file; filled by `save_weights`
-    lineage: dict[str, str] = {}  # what it was made from → SHA-256
+    lineage: dict[str, str] = {}  # what it was made from → SHA-256; `packed FILE`: its BLAKE2b digest
     notes: dict[str, str] = {}  # what else a reader has to know of how it was made
 
 

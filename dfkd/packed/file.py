@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dfkd.bank.records import META_KEY
 from dfkd.bank.storage import file_identity, published_digest, reading, visit_records
 from dfkd.datasets.arrays import Split
-from dfkd.datasets.folder import decode, pixel_limit, why_unreadable
+from dfkd.datasets.folder import Cut, centre_square, decode, pixel_limit, why_unreadable
 from dfkd.errors import UserError
 from dfkd.packed.format import PackedBlock, PackedMeta, decode_packed_meta, read_block
 from dfkd.progress import progress
@@ -110,8 +110,19 @@ class PackedFile:
         blocks = self.split_blocks(split)
         return range(self.starts[blocks.start], self.starts[blocks.stop])
 
-    def decoded(self, split: str, size: int, channels: int, max_pixels: int = MAX_PIXELS, workers: int | None = None) -> Split:
+    def decoded(
+        self,
+        split: str,
+        size: int,
+        channels: int,
+        max_pixels: int = MAX_PIXELS,
+        workers: int | None = None,
+        centre: float = 1.0,
+    ) -> Split:
         """A whole split as uint8 [N,channels,size,size] and labels int64 [N], decoded in `workers` processes (0: in this one).
+
+        Args:
+            centre: share of the short side that the centre square has, which is seen of an image.
 
         Raises:
             UserError: a block is damaged, or an image has more than `max_pixels` pixels.
@@ -123,7 +134,7 @@ class PackedFile:
         if workers is None:
             workers = torch.get_num_threads() if len(numbers) > 2 else 0
         loader = DataLoader(
-            _DecodedBlocks(self, numbers, size, channels, max_pixels),
+            _DecodedBlocks(self, numbers, size, channels, max_pixels, centre),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=leave_signals,
@@ -143,8 +154,11 @@ class PackedFile:
 class _DecodedBlocks(Dataset):  # type: ignore[type-arg]
     """Block by block: images and labels, or the sentence that says why not, which no process wraps in a traceback."""
 
-    def __init__(self, file: PackedFile, numbers: Sequence[int], size: int, channels: int, max_pixels: int) -> None:
+    def __init__(
+        self, file: PackedFile, numbers: Sequence[int], size: int, channels: int, max_pixels: int, centre: float
+    ) -> None:
         self.file, self.numbers, self.size, self.channels, self.max_pixels = file, numbers, size, channels, max_pixels
+        self.cut = functools.partial(centre_square, size=size, share=centre)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -152,19 +166,27 @@ class _DecodedBlocks(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, index: int) -> Split | str:
         try:
             contents, labels = next(self.file.blocks([self.numbers[index]]))
-            images = decode_array(contents, self.size, self.channels, self.file.path, self.max_pixels)
+            cuts = [self.cut] * len(contents)
+            images = decode_array(contents, self.size, self.channels, self.file.path, self.max_pixels, cuts)
             return torch.from_numpy(images), torch.from_numpy(labels)
         except UserError as error:
             return str(error)
 
 
-def decode_array(contents: Sequence[bytes], size: int, channels: int, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 [n,channels,size,size]: the centre square of each image, as an image folder is read."""
+def decode_array(
+    contents: Sequence[bytes],
+    size: int,
+    channels: int,
+    path: Path,
+    max_pixels: int = MAX_PIXELS,
+    cuts: Sequence[Cut] | None = None,
+) -> np.ndarray:
+    """uint8 [n,channels,size,size]: the centre square of each image, as an image folder is read, or each one's own cut."""
     images = np.empty((len(contents), channels, size, size), dtype=np.uint8)
     with pixel_limit(max_pixels):
         for index, content in enumerate(contents):
             try:
-                images[index] = decode(content, size, channels, max_pixels)
+                images[index] = decode(content, size, channels, max_pixels, cuts[index] if cuts else None)
             except Exception as error:  # Pillow's decoders have no common class
                 raise UserError(
                     f"{path}: an image cannot be decoded ({why_unreadable(error)}); pack the folder again."

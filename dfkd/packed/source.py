@@ -25,7 +25,18 @@ def packed_source(value: str, settings: DatasetSettings, downloads: Path) -> Sou
     if settings.keep_packed:
         _check_kept(file, settings)
         names = ["test"]
-    splits = {split: file.decoded(split, settings.image_size, settings.channels, settings.max_pixels) for split in names}
+    if settings.test_centre != 1 and "test" not in names:
+        raise UserError("test_centre is of a test split, and the packed file has none; pack one with --test.")
+    splits = {
+        split: file.decoded(
+            split,
+            settings.image_size,
+            settings.channels,
+            settings.max_pixels,
+            centre=settings.test_centre if split == "test" else 1.0,
+        )
+        for split in names
+    }
     if list(splits) == ["train"]:
         splits = {"all": splits["train"]}
     provenance = {

@@ -136,6 +136,9 @@ def test_it_is_kept_where_it_pays_and_fits(world, caplog, tmp_path):
     large = SimpleNamespace(count=10**6, images=world.store.images)
     assert open_answers(world.teacher, world.card, large, 10**9, 24, world.runtime, CacheOptions(limit_mb=100)) is None
     assert "they take 216 MB, --cache-mb allows 100" in caplog.text
+    boxes = world.card.model_copy(update={"dataset": world.info.model_copy(update={"crop": "resized", "crop_padding": 0})})
+    assert open_answers(world.teacher, boxes, world.store, 10**6, 24, world.runtime, CacheOptions()) is None
+    assert "no random box is seen a second time" in caplog.text
 
 
 def filled_cache(world, folder, steps=3, seed=0):
@@ -286,7 +289,7 @@ def test_an_objective_that_looks_at_features_keeps_none(run, monkeypatch, caplog
 )
 def test_the_command_says_where_and_how_many(monkeypatch, words, options):
     given = []
-    monkeypatch.setattr("dfkd.distillation.distill.distill", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("dfkd.distillation.distill.distill", lambda *arguments: given.append(arguments[-2]))
     needed = ["--teacher", "t", "--student", "wrn101", "--test", "x.h5", "-o", "s", "--method", "kd", "--device", "cpu"]
     done = CliRunner().invoke(app, ["distill", *needed, *words])
     assert done.exit_code == 0, done.output

@@ -116,9 +116,9 @@ def test_the_next_window_is_read_while_this_one_is_used_and_none_in_vain(bank, t
     reader, read = BankReader(bank), []
 
     class Watched(BankSource):
-        def read(self, blocks, images):
+        def read(self, blocks, images, key):
             read.append(len(blocks))
-            super().read(blocks, images)
+            super().read(blocks, images, key)
 
     store = StreamedStore([Watched(reader)], 0, tiny_data.info.shape, 50, reference)
     passes = store.passes(25, 0, "order", steps=4)  # 100 images: two windows of three

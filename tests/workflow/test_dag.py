@@ -68,15 +68,26 @@ def test_the_config_decides_the_jobs(workflow):
     assert jobs_in(answers[1][1]) == JOBS | {"init_shard": 4, **per_seed}
 
 
+def on(dataset, *methods):
+    return [f"results/{method}/{dataset}_wrn162_wrn161.json" for method in methods]
+
+
 def test_whoever_trains_on_images_that_stay_packed_is_given_them(workflow):
     (workflow.folder / "my pets.lmdb").touch()
     entry = "{source: 'packed:my pets.lmdb', keep_packed: true, image_size: 32, mean: [0, 0, 0], std: [1, 1, 1]}"
     (workflow.folder / "more.yaml").write_text(f"datasets: {{pets: {entry}}}\n")
-    pets = plan("results/pets_wrn162_wrn161.json", "results/scratch/pets_wrn161.json")
-    ((status, output),) = workflow.batch([["--configfile", "more.yaml", "--printshellcmds", *pets]])
-    assert status == 0, output
-    given = [line for line in output.splitlines() if "--packed 'my pets.lmdb' " in line]
-    assert [re.search(r"dfkd teacher train .*--model (\w+)", line)[1] for line in sorted(given)] == ["wrn161", "wrn162"]
+    pets = plan("results/pets_wrn162_wrn161.json", "results/scratch/pets_wrn161.json", *on("pets", "kd", "kd-ab", "real"))
+    transfer = plan(*on("digits", "kd"), config=["methods={kd: {defaults: {transfer_set: 'dataset:pets'}}}"])
+    words = ["--configfile", "more.yaml", "--printshellcmds"]
+    answers = workflow.batch([[*words, *pets], [*words, *transfer]])
+    told = []
+    for status, output in answers:
+        assert status == 0, output
+        given = [line for line in output.splitlines() if "--packed 'my pets.lmdb' " in line]
+        found = [re.search(r"dfkd (teacher train|distill|first-stage) .*?--(?:model|method) (\S+)", line) for line in given]
+        told.append(sorted(one.groups() for one in found))
+    stages = [("distill", "kd"), ("distill", "kd-ab"), ("distill", "real"), ("first-stage", "kd-ab")]
+    assert told == [[*stages, ("teacher train", "wrn161"), ("teacher train", "wrn162")], [("distill", "kd")]]
     (workflow.folder / "my pets.lmdb").unlink()
     ((status, output),) = workflow.batch([["--configfile", "more.yaml", *pets]])
     assert status == 0, output  # `prepare` says what is wrong
@@ -171,8 +182,8 @@ def test_a_relative_of_a_rule_has_its_files_and_more():
     files = re.compile(r"^        (\w+)=(.*),$", re.MULTILINE)
     added = {
         "distill_generator": ("output", {"generator", "generator_card"}),
-        "distill_transfer": ("input", {"data"}),
-        "distill_two_stage": ("input", {"data", "first_stage", "first_stage_card"}),
+        "distill_transfer": ("input", {"data", "packed"}),
+        "distill_two_stage": ("input", {"data", "packed", "first_stage", "first_stage_card"}),
     }
     assert set(relatives()) == set(added)
     for name, (section, names) in added.items():

@@ -161,11 +161,13 @@ def source_files(wildcards):
 
 
 def packed_train(wildcards):
-    """The packed file that the training images are left in, if the entry of the data set says so.
+    """The packed file that the training images are left in, if the entry of the data set says so."""
+    return packed_of(wildcards.dataset)
 
-    One that is absent is left to `prepare`, which says so in a sentence.
-    """
-    dataset = CONFIG.datasets[wildcards.dataset]
+
+def packed_of(name):
+    """The packed file of a data set's training images. One that is absent is left to `prepare`, which says so in a sentence."""
+    dataset = CONFIG.datasets[name]
     path = dataset.source.partition(":")[2]
     return [path] if dataset.keep_packed and Path(path).exists() else []
 
@@ -257,8 +259,16 @@ def transfer_data(wildcards):
     return [value] if kind == "folder" else [files[kind]] if kind in files else []
 
 
+def transfer_packed(wildcards):
+    """The packed file that holds the images of such a data set, where they stayed in it."""
+    kind, value = transferred(wildcards)
+    names = {"train": wildcards.dataset, "dataset": value}
+    return packed_of(names[kind]) if kind in names else []
+
+
 def image_options(wildcards, input):
-    """What a run begins with beside its teacher: `--bank` for each bank, `--data` for images from outside, `--first-stage`."""
+    """What a run begins with beside its teacher: `--bank` for each bank, `--data` and `--packed` for images from outside,
+    `--first-stage`."""
     banks = [word for bank in input.banks for word in ("--bank", bank)]
     outside = input.data if "data" in input.keys() else []
     outside = [outside] if isinstance(outside, str) else outside
@@ -266,6 +276,7 @@ def image_options(wildcards, input):
     return [
         *banks,
         *(word for path in outside for word in ("--data", path)),
+        *(packed_option(wildcards, input) if "packed" in input.keys() else []),
         *(word for path in begun for word in ("--first-stage", path)),
     ]
 

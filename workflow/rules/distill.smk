@@ -73,6 +73,7 @@ use rule distill as distill_transfer with:
         banks=method_banks,
         test="data/{dataset}.test.h5",
         data=transfer_data,
+        packed=transfer_packed,
     wildcard_constraints:
         method=any_of(
             name
@@ -88,6 +89,7 @@ rule first_stage:
         teacher_card="results/teachers/{dataset}_{teacher}/weights.json",
         banks=method_banks,
         data=transfer_data,
+        packed=transfer_packed,
     output:
         first_stage="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.safetensors",
         card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.json",
@@ -129,6 +131,7 @@ use rule distill as distill_two_stage with:
         banks=method_banks,
         test="data/{dataset}.test.h5",
         data=transfer_data,
+        packed=transfer_packed,
         first_stage="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.safetensors",
         first_stage_card="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/first_stage.json",
     wildcard_constraints:
