@@ -94,6 +94,10 @@ class Views(NamedTuple):
         places = self.dy * (2 * info.crop_padding + 1) + self.dx
         return 2 * places + self.flip if info.flip else places
 
+    def part(self, rows: slice) -> Views:
+        """Those of some of the images."""
+        return Views(*(value[rows] for value in self))
+
     def apply(self, images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
         """These views of images [N,C,H,W] in [0, 1] or uint8, before normalisation, on any device."""
         if views_of(info) == 1:
@@ -127,18 +131,22 @@ def draw_views(count: int, info: DatasetInfo, generator: torch.Generator | None 
     return Views(dy, dx, torch.rand(count, generator=generator) < 0.5 if info.flip else none)
 
 
-def random_views(images: torch.Tensor, info: DatasetInfo, cropped: bool = False) -> torch.Tensor:
-    """The training view of the data set: random crop and flip, each image its own.
+def draw_training_views(count: int, info: DatasetInfo, cropped: bool = False) -> Views | Boxes:
+    """The training views of a batch by the data set's crop: a shift over zeros (black before normalisation), or a random box.
 
-    The crop is a shift over zeros (black before normalisation) or a random box enlarged, as the data set says. [N,C,H,W] in
-    [0, 1] or uint8, before normalisation. Draws from torch's global generator on the CPU, so that devices agree.
+    Draws from torch's global generator on the CPU, so that devices agree.
 
     Args:
         cropped: the images are random boxes already, cut as they were decoded: they are flipped alone.
     """
     if info.crop == "resized" and not cropped:
-        return random_resized_views(images, info, info.crop_scale, info.crop_ratio)
-    return draw_views(len(images), info).apply(images, info)
+        return draw_boxes(count, (info.image_size, info.image_size), info, info.crop_scale, info.crop_ratio)
+    return draw_views(count, info)
+
+
+def random_views(images: torch.Tensor, info: DatasetInfo, cropped: bool = False) -> torch.Tensor:
+    """The training views of images [N,C,H,W] in [0, 1] or uint8, before normalisation, as `draw_training_views` draws them."""
+    return draw_training_views(len(images), info, cropped).apply(images, info)
 
 
 def resized_crop(
@@ -167,20 +175,36 @@ def _interpolation(start: torch.Tensor, length: torch.Tensor, size: int) -> torc
     return (1 - (place[:, :, None] - pixels).abs()).clamp(min=0)
 
 
-def random_resized_views(
-    images: torch.Tensor,
-    info: DatasetInfo,
-    scale: tuple[float, float] = (0.25, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> torch.Tensor:
-    """A random box of each image enlarged to the full size, and the data set's flip; by default the local view of CMI.
+class Boxes(NamedTuple):
+    """A box of each of N images, enlarged to the full size, and whether it is flipped. On the CPU."""
 
-    The box covers a share of the area uniform in `scale`, with an aspect log-uniform in `aspect`, in whole pixels; of ten
-    proposals the first that fits is taken, the whole image if none does (as torchvision's RandomResizedCrop). [N,C,H,W] in
-    [0, 1], or uint8, then rounded as in an image file; before normalisation. Draws from torch's global generator on the CPU, so
-    that devices agree.
+    top: torch.Tensor  # int64 [N], pixels
+    left: torch.Tensor
+    height: torch.Tensor
+    width: torch.Tensor
+    flip: torch.Tensor  # bool [N]
+
+    def part(self, rows: slice) -> Boxes:
+        """Those of some of the images."""
+        return Boxes(*(value[rows] for value in self))
+
+    def apply(self, images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
+        """These boxes of images [N,C,H,W] in [0, 1], or uint8, then rounded as in an image file; on any device."""
+        places = [value.to(images.device) for value in self]
+        if images.dtype != torch.uint8:
+            return resized_crop(images, *places)
+        return resized_crop(images.float(), *places).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def draw_boxes(
+    count: int, size: tuple[int, int], info: DatasetInfo, scale: tuple[float, float], aspect: tuple[float, float]
+) -> Boxes:
+    """Random boxes in images of `size` (height, width), and the data set's flip; from torch's global generator on the CPU.
+
+    A box covers a share of the area uniform in `scale`, with an aspect log-uniform in `aspect`, in whole pixels; of ten
+    proposals the first that fits is taken, the whole image if none does (as torchvision's RandomResizedCrop).
     """
-    count, (full_height, full_width) = len(images), images.shape[2:]
+    full_height, full_width = size
     area = full_height * full_width * torch.empty(10, count).uniform_(*scale)
     ratio = torch.empty(10, count).uniform_(math.log(aspect[0]), math.log(aspect[1])).exp()
     widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
@@ -193,11 +217,18 @@ def random_resized_views(
     top, left = (
         (torch.rand(count, dtype=torch.float64) * (free + 1)).long() for free in (full_height - height, full_width - width)
     )
-    flip = torch.rand(count) < 0.5 if info.flip else torch.zeros(count, dtype=torch.bool)
-    places = [value.to(images.device) for value in (top, left, height, width, flip)]
-    if images.dtype != torch.uint8:
-        return resized_crop(images, *places)
-    return resized_crop(images.float(), *places).round_().clamp_(0, 255).to(torch.uint8)
+    return Boxes(top, left, height, width, torch.rand(count) < 0.5 if info.flip else torch.zeros(count, dtype=torch.bool))
+
+
+def random_resized_views(
+    images: torch.Tensor,
+    info: DatasetInfo,
+    scale: tuple[float, float] = (0.25, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> torch.Tensor:
+    """Images [N,C,H,W] in boxes that `draw_boxes` draws; by default the local view of CMI."""
+    height, width = images.shape[2:]
+    return draw_boxes(len(images), (height, width), info, scale, aspect).apply(images, info)
 
 
 def rotations(images: torch.Tensor) -> torch.Tensor:
