@@ -94,6 +94,10 @@ class Views(NamedTuple):
         places = self.dy * (2 * info.crop_padding + 1) + self.dx
         return 2 * places + self.flip if info.flip else places
 
+    def part(self, rows: slice) -> Views:
+        """Those of some of the images."""
+        return Views(self.dy[rows], self.dx[rows], self.flip[rows])
+
     def apply(self, images: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
         """These views of images [N,C,H,W] in [0, 1] or uint8, before normalisation, on any device."""
         if views_of(info) == 1:

@@ -33,10 +33,18 @@ def build_method(
     """The two halves of a method.
 
     Raises:
-        UserError: the teacher or the student lacks what the method needs, or the halves do not fit.
+        UserError: the teacher or the student lacks what the method needs, the halves do not fit, or they are no work that
+            several processes can share.
     """
     makes: type[Synthesizer] = load(METHODS[name].synthesizer)
     imitates: type[Objective] = load(METHODS[name].objective)
+    if runtime.ranks.world > 1:
+        for half in (makes, imitates):
+            if not half.per_image:
+                raise UserError(
+                    f"method {name}: {half.__name__} looks at the images of a batch together, which one process alone can do; "
+                    "run it on one GPU (--ranks 1, or the resource gpu of its rule)."
+                )
     if imitates.needs_labels and issubclass(makes, FreshSynthesizer):
         raise UserError(
             f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
@@ -107,8 +115,10 @@ class Run:
     def distill(self, turn: Turn) -> None:
         """One student step, on a batch of the store or on fresh images."""
         size, asked = self.settings.batch_size, self.settings.batch_size
+        ranks = self.runtime.ranks
         if isinstance(self.synthesizer, FreshSynthesizer):
-            batch = Batch(self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64))
+            images = ranks.mine(self.synthesizer.batch(size))
+            batch = Batch(images, torch.empty(0, dtype=torch.int64), share=ranks.share(size))
             self.cost.images += size
             if turn.last:
                 self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))
@@ -131,9 +141,10 @@ class Run:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
         if self._order is None:
             self._order = self.store.passes(size, *self._order_keys(turn), steps=self.settings.kd_steps)
-        found, views = self.store.fetch(self._order, turn.step), draw_views(size, self.info)
-        seen = normalise(to_unit(views.apply(found.images, self.info)), self.info)
-        batch = Batch(self.runtime.images(seen), found.labels, found.rows)
+        found, views, ranks = self.store.fetch(self._order, turn.step), draw_views(size, self.info), self.runtime.ranks
+        seen = views.part(ranks.part(size)).apply(ranks.mine(found.images), self.info)
+        labels, rows = ranks.mine(found.labels), ranks.mine(found.rows)
+        batch = Batch(self.runtime.images(normalise(to_unit(seen), self.info)), labels, rows, share=ranks.share(size))
         if self.answers is None:
             return batch
         rows = self._order.batch(turn.step)  # on the CPU: nothing waits for the device
