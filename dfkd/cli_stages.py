@@ -146,8 +146,8 @@ def augment(
 
     chosen = given_settings("augment", settings, changes)
     outputs = output, rejected, plot
-    with workplace(chosen, device, ranks, checkpoints, *outputs, leave_out="*.lmdb*") as (runtime, folder, places):
-        attempt(lambda: run(teacher, bank, chosen, *places, folder, runtime), folder, on_divergence)
+    with workplace(chosen, device, ranks, checkpoints, *outputs, leave_out="*.lmdb*") as (runtime, folder, (kept, lost, drawn)):
+        attempt(lambda: run(teacher, bank, chosen, kept, lost, drawn, folder, runtime), folder, on_divergence)
 
 
 @stages_app.command(

@@ -27,7 +27,7 @@ from torch import nn
 from dfkd import launch
 from dfkd.errors import ProcessLost, UserError
 from dfkd.files import file_sha256
-from dfkd.locks import NAME, hold
+from dfkd.locks import NAME, hold, release
 from dfkd.progress import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Ranks:
                 yield item, result, (cost.seconds - before) * (1 - number / len(now))
             if failure is not None:
                 raise failure
-            if signal := self.agree(stop.signal):
+            if signal := self.agree(stop.signal if stop else 0):
                 raise Stopped(128 + signal)
 
     def _round(self, items: Sequence[Item], work: Callable[[Item], Result]) -> tuple[list[Result], Exception | None]:
@@ -189,7 +189,7 @@ class Ranks:
         for network in networks:
             for layer in network.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, SharedNorm | nn.SyncBatchNorm):
-                    layer.__class__ = _shared(type(layer))
+                    layer.__class__ = _shared(type(layer))  # type: ignore[assignment, arg-type]
                     layer.ranks = self  # type: ignore[assignment]
 
     def moments(self, variance: torch.Tensor, mean: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,9 +334,13 @@ def own_folders(
         return
     if ranks.first:
         hold(checkpoints)
-        ranks.agree(0)  # nobody else changes it
-        _check_same(ranks, checkpoints)
-        yield checkpoints, list(outputs)
+        try:
+            ranks.agree(0)  # nobody else changes it
+            _check_same(ranks, checkpoints)
+            yield checkpoints, list(outputs)
+        except UserError:
+            release(checkpoints)  # and leave no empty folder
+            raise
         return
     with tempfile.TemporaryDirectory(prefix=f"rank{ranks.rank}-", dir=launch.folder()) as private, _quiet(ranks):
         ranks.agree(0)

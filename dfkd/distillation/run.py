@@ -42,8 +42,8 @@ def build_method(
         for half in (makes, imitates):
             if not half.per_image:
                 raise UserError(
-                    f"method {name}: {half.__name__} looks at the images of a batch together, which one process alone can do; "
-                    "run it on one GPU (--ranks 1, or the resource gpu of its rule)."
+                    f"method {name}: {half.__name__} is not made to share a batch among processes; run it on one GPU "
+                    "(--ranks 1, or the resource gpu of its rule)."
                 )
     if imitates.needs_labels and issubclass(makes, FreshSynthesizer):
         raise UserError(

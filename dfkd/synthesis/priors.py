@@ -122,10 +122,10 @@ class BatchStatistics:
 
     def _of_all(self, found: list[Recorded]) -> list[Recorded]:
         """The moments of all processes' images, by one exchange for all layers."""
-        flat = [torch.cat([entry[place] for entry in found]) for place in (0, 1)]
-        sizes = [len(entry[0]) for entry in found]
-        variances, means = (values.split(sizes) for values in self.ranks.moments(*flat, self._images))
-        return [(*pair, layer) for *pair, (_, _, layer) in zip(variances, means, found, strict=True)]
+        variance, mean = torch.cat([own for own, _, _ in found]), torch.cat([own for _, own, _ in found])
+        sizes = [len(own) for own, _, _ in found]
+        variances, means = (values.split(sizes) for values in self.ranks.moments(variance, mean, self._images))
+        return [(v, m, layer) for v, m, (_, _, layer) in zip(variances, means, found, strict=True)]
 
 
 class MovingStatistics(BatchStatistics):
