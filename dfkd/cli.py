@@ -30,6 +30,7 @@ from dfkd.config import (
     settings_of,
 )
 from dfkd.errors import UserError, nearest
+from dfkd.launch import leave_word
 from dfkd.methods import DEFAULT_METHOD
 from dfkd.plugins import configured, load_plugins
 from dfkd.settings import Settings
@@ -328,11 +329,9 @@ def main() -> None:
             load_plugins(configured())
         app()
     except UserError as error:
-        print(f"dfkd: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave_word(error, 2)
     except Stopped as stopped:
-        print(f"dfkd: {stopped}", file=sys.stderr)
-        sys.exit(stopped.status)
+        leave_word(stopped, stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
 

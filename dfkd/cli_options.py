@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,6 +32,10 @@ OnDivergence = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+RanksOption = Annotated[
+    int | None,
+    typer.Option("--ranks", min=1, help="processes that share the work, a GPU each; left away: as many as DFKD_GPUS asks for"),
+]
 SettingsText = Annotated[str | None, typer.Option("--settings", help="settings as JSON, or a YAML or JSON file")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value: change one setting (repeatable)")]
 Checkpoints = Annotated[Path, typer.Option(help="folder that keeps the state between attempts")]
@@ -87,6 +93,35 @@ def _literal(text: str) -> Any:
 def given_settings(stage: str, text: str | None, changes: list[str] | None, method: str = DEFAULT_METHOD) -> Any:
     """The settings of a stage, from text and changes; a fault is a `UserError`."""
     return parse(settings_of(stage, method), given_values(text, changes), f"{stage} settings")
+
+
+class Workplace(NamedTuple):
+    """Where one of the processes of a stage computes, keeps its state and writes."""
+
+    runtime: Runtime
+    checkpoints: Path
+    outputs: list[Path]
+
+
+@contextlib.contextmanager
+def workplace(
+    settings: StageSettings, device: str, ranks: int | None, checkpoints: Path, *outputs: Path, leave_out: str = ""
+) -> Iterator[Workplace]:
+    """The place of this process, after the command has become as many processes as it is to be.
+
+    Args:
+        leave_out: pattern of files in the checkpoint folder that the first process alone needs.
+    """
+    from dfkd.launch import launch
+
+    launch(ranks, device)
+    from dfkd.parallel import own_folders
+    from dfkd.runtime import Runtime
+
+    runtime = Runtime.create_shared(settings.precision, device, settings.compile)
+    with own_folders(runtime.ranks, checkpoints, outputs, leave_out) as (folder, places):
+        yield Workplace(runtime, folder, places)
+    runtime.ranks.leave()
 
 
 def runtime_of(settings: StageSettings, device: str) -> Runtime:

@@ -16,6 +16,7 @@ from dfkd.cli_options import (
     OnDivergence,
     Output,
     Packed,
+    RanksOption,
     SettingsText,
     TeacherFile,
     TestFile,
@@ -23,6 +24,7 @@ from dfkd.cli_options import (
     given_values,
     runtime_of,
     settings_epilog,
+    workplace,
 )
 from dfkd.config import check_dataset, check_method, check_model, load_config, merge, parse
 from dfkd.errors import UserError
@@ -63,6 +65,7 @@ def teacher_train(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    ranks: RanksOption = None,
     on_divergence: OnDivergence = "stop",
 ) -> None:
     """Train a teacher on the real images: weights, card, history and cost."""
@@ -70,8 +73,9 @@ def teacher_train(
     from dfkd.divergence import attempt
 
     chosen = given_settings("teacher", settings, changes)
-    architecture, runtime = check_model(model), runtime_of(chosen, device)
-    attempt(lambda: train_teacher(data, architecture, chosen, output, checkpoints, runtime, packed), checkpoints, on_divergence)
+    architecture = check_model(model)
+    with workplace(chosen, device, ranks, checkpoints, output) as (runtime, folder, (weights,)):
+        attempt(lambda: train_teacher(data, architecture, chosen, weights, folder, runtime, packed), folder, on_divergence)
 
 
 @teacher_app.command("import")
@@ -105,6 +109,7 @@ def init_bank(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    ranks: RanksOption = None,
     on_divergence: OnDivergence = "stop",
 ) -> None:
     """Invert the teacher into an image bank."""
@@ -115,8 +120,9 @@ def init_bank(
     if not (sign and index.isdigit() and count.isdigit()):
         raise UserError(f"--shard {shard}: expected i/n, e.g. 1/4.")
     chosen = given_settings("init-bank", settings, changes)
-    runtime, part = runtime_of(chosen, device), (int(index), int(count))
-    attempt(lambda: run(teacher, chosen, output, checkpoints, runtime, part), checkpoints, on_divergence)
+    part = int(index), int(count)
+    with workplace(chosen, device, ranks, checkpoints, output, leave_out="*.lmdb*") as (runtime, folder, (bank,)):
+        attempt(lambda: run(teacher, chosen, bank, folder, runtime, part), folder, on_divergence)
 
 
 @stages_app.command(epilog=settings_epilog("augment"))
@@ -130,6 +136,7 @@ def augment(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    ranks: RanksOption = None,
     on_divergence: OnDivergence = "stop",
 ) -> None:
     """Multiply a bank by diffusion variations and keep the faithful ones."""
@@ -137,8 +144,9 @@ def augment(
     from dfkd.divergence import attempt
 
     chosen = given_settings("augment", settings, changes)
-    runtime = runtime_of(chosen, device)
-    attempt(lambda: run(teacher, bank, chosen, output, rejected, plot, checkpoints, runtime), checkpoints, on_divergence)
+    outputs = output, rejected, plot
+    with workplace(chosen, device, ranks, checkpoints, *outputs, leave_out="*.lmdb*") as (runtime, folder, (kept, lost, drawn)):
+        attempt(lambda: run(teacher, bank, chosen, kept, lost, drawn, folder, runtime), folder, on_divergence)
 
 
 @stages_app.command(
@@ -199,6 +207,7 @@ def distill(
     settings: SettingsText = None,
     changes: Changes = None,
     device: Device = "auto",
+    ranks: RanksOption = None,
     on_divergence: OnDivergence = "stop",
 ) -> None:
     """Distil a student on the banks and on images made against it."""
@@ -207,25 +216,25 @@ def distill(
     from dfkd.divergence import attempt
 
     chosen = given_settings("distill", settings, changes, check_method(method))
-    architecture, runtime, banks = check_model(student), runtime_of(chosen, device), bank or []
-    kept = CacheOptions(cache, cache_mb)
-    attempt(
-        lambda: run(
-            teacher,
-            banks,
-            architecture,
-            test,
-            chosen,
-            seed,
-            output,
-            checkpoints,
-            runtime,
-            method,
-            data,
-            first_stage,
-            kept,
-            packed,
-        ),
-        checkpoints,
-        on_divergence,
-    )
+    architecture, banks, kept = check_model(student), bank or [], CacheOptions(cache, cache_mb)
+    with workplace(chosen, device, ranks, checkpoints, output) as (runtime, folder, (weights,)):
+        attempt(
+            lambda: run(
+                teacher,
+                banks,
+                architecture,
+                test,
+                chosen,
+                seed,
+                weights,
+                folder,
+                runtime,
+                method,
+                data,
+                first_stage,
+                kept,
+                packed,
+            ),
+            folder,
+            on_divergence,
+        )

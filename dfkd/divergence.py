@@ -36,12 +36,15 @@ class Divergence(UserError):
 
     def __init__(self, what: str, step: int, term: str, rates: str = "lr") -> None:
         """`what` names the stage, `rates` what may be too high; steps are counted from 0, -1 stands for all of them."""
-        self.step, self.term = step, term
+        self.what, self.step, self.term, self.rates = what, step, term, rates
         where = f"at step {step + 1}" if step >= 0 else "in any step"
         super().__init__(
             f"{what}: {term} is not finite, or beyond {LIMIT:g}, {where}; the last good state is kept: "
             f"lower {rates}, or run the same command with --on-divergence rollback, which goes on from there at half the rate."
         )
+
+    def __reduce__(self) -> tuple[type[Divergence], tuple[str, int, str, str]]:
+        return Divergence, (self.what, self.step, self.term, self.rates)
 
 
 class Watch:

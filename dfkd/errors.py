@@ -17,6 +17,13 @@ class UserError(Exception):
         super().__init__(" ".join(line.strip() for line in sentence.splitlines()))
 
 
+class ProcessLost(UserError):
+    """One of the processes that share a stage is gone, and the others cannot go on."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has ended: see its message, then run the same command again to continue.")
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause that names the known names closest to `name`, or all of them when none is close."""
     names = sorted(known)

@@ -47,6 +47,20 @@ def take_gpus() -> None:
     os.environ[VISIBLE] = ",".join(_held)
 
 
+def keep_one(number: int) -> None:
+    """Leave of the visible GPUs one to this process, the one with this number, counted from 0. Nothing where there are none.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    there = visible_gpus()
+    if not there:
+        return
+    if number >= len(there):
+        raise UserError(f"process {number + 1} of this machine has no GPU: {len(there)} are visible; start as many (--ranks).")
+    os.environ[VISIBLE] = there[number]
+
+
 def wanted_gpus() -> int:
     """How many GPUs this job is to take.
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from rich.console import Console
@@ -24,28 +24,39 @@ class Stopped(Exception):
         super().__init__(f"stopped by signal {status - 128}; run the same command again to continue")
         self.status = status
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int]]:
+        return Stopped, (self.status,)
+
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT so that a loop can save its state between two steps."""
+    """Notes SIGTERM and SIGINT so that a loop can save its state between two steps.
 
-    def __init__(self) -> None:
-        self.signal = 0
+    With `agree`, which gives the largest number that any process of a run has noted, all of them stop at the same place; each
+    has to ask as often as the others.
+    """
+
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+        self.signal = self._agreed = 0
+        self._agree = agree
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
 
     def __bool__(self) -> bool:
-        return self.signal != 0
+        if self._agree is None:
+            return self.signal != 0
+        self._agreed = self._agreed or self._agree(self.signal)
+        return self._agreed != 0
 
     def stop(self) -> None:
         """Leave the stage. Call it after the state is saved."""
-        raise Stopped(128 + self.signal)
+        raise Stopped(128 + (self._agreed or self.signal))
 
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Within the block, SIGTERM and SIGINT only set the request."""
-    request = StopRequest()
+def stop_request(agree: Callable[[int], int] | None = None) -> Iterator[StopRequest]:
+    """Within the block, SIGTERM and SIGINT only set the request, which `agree` shares with other processes."""
+    request = StopRequest(agree)
     try:
         former = {number: signal.signal(number, request._note) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not in the main thread: signals go elsewhere
@@ -84,7 +95,7 @@ class Steps:
 @contextlib.contextmanager
 def progress(description: str, total: int, start: int = 0) -> Iterator[Steps]:
     """Show the progress of a loop of `total` steps, of which `start` were done in an earlier attempt."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
         yield Steps(description, total, start, None)
         return
     columns = (

@@ -10,7 +10,7 @@ import random
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 from dfkd.energy import Counter, counters_of, sources
 from dfkd.errors import UserError
 from dfkd.gpus import take_gpus
+from dfkd.launch import see_own_gpu
+from dfkd.parallel import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 Precision = Literal["fast", "reference"]
@@ -37,6 +39,7 @@ class Runtime:
     precision: Precision
     dtype: torch.dtype  # of autocast; float32 means no autocast
     compile: bool
+    ranks: Ranks = ALONE  # which of the processes that share the work; alone by default
 
     @classmethod
     def create(cls, precision: Precision = "fast", device: str = "auto", compile: bool = False) -> Runtime:
@@ -69,6 +72,21 @@ class Runtime:
             logger.info("no compiler found: running eagerly")
             wanted = False
         return cls(chosen, precision, dtype, wanted)
+
+    @classmethod
+    def create_shared(cls, precision: Precision = "fast", device: str = "auto", compile: bool = False) -> Runtime:
+        """The same for a stage that several processes may share: each on the GPU with its number, joined to a group.
+
+        Nothing is compiled there: what is summed over processes in the middle of a step is not for the compiler.
+        """
+        if device in ("auto", "cuda"):
+            take_gpus()
+            see_own_gpu()
+        alone = cls.create(precision, device, compile)
+        ranks = Ranks.join(alone.device)
+        if ranks.world > 1 and alone.compile:
+            logger.info("several processes: running eagerly")
+        return replace(alone, ranks=ranks, compile=alone.compile and ranks.world == 1)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 for convolutions and products in the fast path; nothing otherwise."""
@@ -105,14 +123,17 @@ class Runtime:
     def energy_counters(self) -> tuple[Counter, ...]:
         """What tells the energy here: the CPU packages, and the GPU if the device is one; empty where nothing is readable."""
         gpu = self.device.type == "cuda"
+        if gpu and self.ranks.world > 1:
+            return ()  # one process sees its own GPU alone
         return counters_of(str(torch.cuda.get_device_properties(self.device).uuid) if gpu else None)
 
     def describe(self) -> dict[str, str | int]:
-        """What the provenance of a result says of the machine; `energy` names the meters, where there are any."""
+        """What the provenance of a result says of the machine; `energy` names the meters, `ranks` several processes."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         meters = sources(self.energy_counters())
         machine: dict[str, str | int] = {"device": self.device.type, "name": name}
         machine |= {"threads": torch.get_num_threads(), "dtype": str(self.dtype)[6:]}
+        machine |= {"ranks": self.ranks.world} if self.ranks.world > 1 else {}
         return machine | ({"energy": meters} if meters else {})
 
 

@@ -126,28 +126,32 @@ def _fill(
     size = max(1, min(PARENTS, BLOCK_IMAGES // settings.variations))
     groups = chosen.split(size)
     labels = torch.cat([block.labels for block in reader.blocks()])
-    with stop_request() as stop:
+    ranks = backend.runtime.ranks
+
+    def vary(ids: torch.Tensor) -> tuple[Block, Block | None]:
+        return vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
+
+    with stop_request(ranks.agree) as stop:
         if backend.learns:
             backend.fit(reader.load().images, labels, checkpoint, cost, stop, history)
-        done = resume_point(kept, dropped, settings.variations)
+        done = ranks.agree(resume_point(kept, dropped, settings.variations))  # the first process alone has banks
         board = Board(history.folder / "blocks", done + 1)
         with progress("augment: blocks of parents", len(groups), done) as steps, contextlib.closing(board):
-            for number, ids in enumerate(groups[done:], start=done + 1):
-                before = cost.seconds
+            told = cost.seconds
+            dealt = ranks.dealt(groups[done:], vary, stop, cost, backend.runtime)
+            for number, (ids, (accepted, refused), ahead) in enumerate(dealt, start=done + 1):
                 with cost.measure(backend.runtime):
-                    accepted, refused = vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
                     if refused is not None:
                         dropped.append(refused)
                     kept.append(accepted)
                 write_json(checkpoint.folder / COST_FILE, cost.as_dict())
                 made = len(ids) * settings.variations
                 figures = {"filter/accept_rate": 1 - (len(refused) if refused else 0) / made}
-                board.scalars(figures | {"speed/images_per_second": made / (cost.seconds - before)}, number)
+                board.scalars(figures | {"speed/images_per_second": made / (cost.seconds - ahead - told)}, number)
+                told = cost.seconds - ahead
                 if is_shown(number, len(groups)):
                     board.grid("accepted variations", accepted.images, number)
                 steps.advance()
-                if stop:
-                    stop.stop()
 
 
 def vary_block(

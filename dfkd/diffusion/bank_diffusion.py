@@ -145,7 +145,8 @@ class BankDiffusion(Backend):
         if done < self.own.train_steps:
             images, labels = images.to(self.runtime.device), labels.to(self.runtime.device)
             self.unet.train()
-        saved = time.monotonic()
+        saved, ranks = time.monotonic(), self.runtime.ranks
+        share = ranks.share(self.own.batch_size)
         watch = Watch("bank diffusion", ["loss"], self.runtime.device, "augment.bank_diffusion.lr")
         with progress("bank diffusion", self.own.train_steps, done) as bar:
             for step in range(done, self.own.train_steps):
@@ -154,20 +155,22 @@ class BankDiffusion(Backend):
                         group["lr"] = learning_rate(step, self.slowed)
                     optimiser.zero_grad(set_to_none=True)
                     loss = self._loss(images, labels, step)
-                    loss.backward()
+                    ranks.backward(loss, optimiser, share)
+                    loss = ranks.mean(loss.detach(), share)
                     torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
                     optimiser.step()
                     self._average(step)
-                    self.total_loss += loss.detach()
+                    self.total_loss += loss
                     watch.see(step, loss)
                 note = ""
                 cost.optimiser_steps = step + 1
                 finished, stopping = step + 1 == self.own.train_steps, bool(stop)
-                if (step + 1) % self.every == 0 or finished or stopping or time.monotonic() - saved > SAVE_SECONDS:
+                saving = finished or stopping or bool(ranks.agree(time.monotonic() - saved > SAVE_SECONDS))
+                if (step + 1) % self.every == 0 or saving:
                     watch.check()
                 if (step + 1) % self.every == 0 or finished:
                     note = self._record(step, history, cost)
-                if stopping or finished or time.monotonic() - saved > SAVE_SECONDS:
+                if saving:
                     self._save(checkpoint, None if finished else optimiser, cost, history)
                     saved = time.monotonic()
                 bar.advance(note=note)
@@ -175,7 +178,7 @@ class BankDiffusion(Backend):
                     stop.stop()
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        """Mean squared error of the predicted velocity on the batch of this step."""
+        """Mean squared error of the predicted velocity on this process's part of the batch of this step."""
         size, device = self.own.batch_size, self.runtime.device
         draw = torch.Generator(device).manual_seed(derive_seed(self.settings.seed, "augment", "train", step))
         chosen = torch.randint(len(images), (size,), generator=draw, device=device)
@@ -185,6 +188,7 @@ class BankDiffusion(Backend):
         x = self._fold(x)
         noise = self.runtime.images(torch.randn(x.shape, generator=draw, device=device))
         times = torch.randint(TIMESTEPS, (size,), generator=draw, device=device)
+        x, noise, times, chosen = (self.runtime.ranks.mine(values) for values in (x, noise, times, chosen))
         noised = self.scheduler.add_noise(x, noise, times)
         with self.runtime.autocast():
             predicted = self._train_unet(noised, times, class_labels=labels[chosen]).sample.float()

@@ -72,6 +72,7 @@ class CSDObjective(Objective):
     optimiser_steps = 2  # student and head
     needs_labels = True
     needs_features = True
+    per_image = True
     settings: CSDSettings
 
     def __init__(
@@ -126,9 +127,9 @@ class CSDObjective(Objective):
             features = self._head_features(batch.images)
         head = F.cross_entropy(self.head(features.float()), rotation_labels(batch.labels))
         self.head_optimiser.zero_grad()
-        head.backward()
+        self.runtime.ranks.backward(head, self.head_optimiser, batch.share)
         self.head_optimiser.step()
-        return torch.cat([terms, head.detach()[None]])
+        return torch.cat([terms, self.runtime.ranks.mean(head.detach()[None], batch.share)])
 
     def parts(self) -> dict[str, Any]:
         """Student, aligner, head and both optimisers."""

@@ -151,7 +151,7 @@ def _distill(
     with (
         contextlib.closing(store),
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
-        stop_request() as stop,
+        stop_request(runtime.ranks.agree) as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
         run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
@@ -248,6 +248,9 @@ class Examination:
 def _keep_answers(run: Run, store: ImageStore, card: WeightsCard, options: CacheOptions) -> None:
     """Keep the teacher's answers to images that never change, where they are all that the objective asks for."""
     settings, objective = run.settings, run.objective
+    if run.runtime.ranks.world > 1:
+        logger.info("the teacher's answers are not kept: several processes ask it, each for its part of a batch")
+        return
     if objective.needs_features:
         logger.info("the teacher's answers are not kept: %s looks at its features too", type(objective).__name__)
         return

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 [B]; -1 for an image that has none, [0] for a batch that has none
     rows: torch.Tensor | None = None  # int64 [B]: which rows of the store these are views of; None for fresh images
     answers: torch.Tensor | None = None  # the teacher's logits [B,K], where they are known already
+    share: float = 1.0  # of the whole batch that this is, where several processes have a part of it each
 
 
 class Objective(ABC):
@@ -36,6 +37,7 @@ class Objective(ABC):
     optimiser_steps: ClassVar[int] = 1  # that one `step` takes
     needs_labels: ClassVar[bool] = False  # takes part in nothing that has no labels
     needs_features: ClassVar[bool] = False  # asks the teacher for more than `teacher_answers`: none are kept for it
+    per_image: ClassVar[bool] = False  # every loss is a mean of what an image gives by itself: processes may share a batch
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Objective(ABC):
             weight_decay=settings.weight_decay,
             fused=runtime.precision == "fast",
         )
+        runtime.ranks.share_statistics(student, *trained)
         self._losses = runtime.compiled(self.losses)
 
     @abstractmethod
@@ -77,13 +80,13 @@ class Objective(ABC):
             group["lr"] = rate
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """One student step; returns the terms [len(terms)], detached."""
+        """One student step; returns the terms [len(terms)] of the whole batch, detached."""
         self.student.train()
         losses = self._losses(batch)
         self.optimiser.zero_grad()
-        losses["loss"].backward()
+        self.runtime.ranks.backward(losses["loss"], self.optimiser, batch.share)
         self.optimiser.step()
-        return torch.stack([value.detach() for value in losses.values()])
+        return self.runtime.ranks.mean(torch.stack([value.detach() for value in losses.values()]), batch.share)
 
     def teacher_answers(self, batch: Batch) -> torch.Tensor:
         """The teacher's logits [B,K], without a graph: those that the batch carries, or its own."""

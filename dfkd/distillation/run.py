@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dfkd.bank.writer import BankWriter
-from dfkd.datasets.views import denormalise, draw_views, normalise, random_views, to_bytes, to_unit
+from dfkd.datasets.views import Boxes, Views, denormalise, draw_training_views, normalise, to_bytes, to_unit
 from dfkd.distillation.answers import AnswerCache, Draw, ahead
 from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.schedule import Turn, rate_at
@@ -34,10 +34,18 @@ def build_method(
     """The two halves of a method.
 
     Raises:
-        UserError: the teacher or the student lacks what the method needs, or the halves do not fit.
+        UserError: the teacher or the student lacks what the method needs, the halves do not fit, or they are no work that
+            several processes can share.
     """
     makes: type[Synthesizer] = load(METHODS[name].synthesizer)
     imitates: type[Objective] = load(METHODS[name].objective)
+    if runtime.ranks.world > 1:
+        for half in (makes, imitates):
+            if not half.per_image:
+                raise UserError(
+                    f"method {name}: {half.__name__} is not made to share a batch among processes; run it on one GPU "
+                    "(--ranks 1, or the resource gpu of its rule)."
+                )
     if imitates.needs_labels and issubclass(makes, FreshSynthesizer):
         raise UserError(
             f"method {name}: {imitates.__name__} needs labelled images, and {makes.__name__} makes fresh ones without labels; "
@@ -108,8 +116,10 @@ class Run:
     def distill(self, turn: Turn) -> None:
         """One student step, on a batch of the store or on fresh images."""
         size, asked = self.settings.batch_size, self.settings.batch_size
+        ranks = self.runtime.ranks
         if isinstance(self.synthesizer, FreshSynthesizer):
-            batch = Batch(self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64))
+            images = ranks.mine(self.synthesizer.batch(size))
+            batch = Batch(images, torch.empty(0, dtype=torch.int64), share=ranks.share(size))
             self.cost.images += size
             if turn.last:
                 self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))
@@ -133,17 +143,19 @@ class Run:
         if self._order is None:
             self._order = self.store.passes(size, *self._order_keys(turn), steps=self.settings.kd_steps)
         found = self.store.fetch(self._order, turn.step)
-        if self.answers is None:
-            return self._batch(found, random_views(found.images, self.info, self.store.cropped))
-        views = draw_views(size, self.info)
-        batch = self._batch(found, views.apply(found.images, self.info))
+        views = draw_training_views(size, self.info, self.store.cropped)
+        batch = self._batch(found, views)
+        if self.answers is None or not isinstance(views, Views):
+            return batch
         rows = self._order.batch(turn.step)  # on the CPU: nothing waits for the device
         return batch._replace(answers=self.answers.answers((rows, views), batch.images, self._following(turn)))
 
-    def _batch(self, found: Fetched, views: torch.Tensor) -> Batch:
-        """What teacher and student are shown of images of the store: the same views."""
-        seen = normalise(to_unit(views), self.info)
-        return Batch(self.runtime.images(seen), found.labels, found.rows)
+    def _batch(self, found: Fetched, views: Views | Boxes) -> Batch:
+        """What teacher and student are shown of a batch of the store; of several processes each has its part."""
+        ranks, size = self.runtime.ranks, len(found.labels)
+        seen = views.part(ranks.part(size)).apply(ranks.mine(found.images), self.info)
+        images = self.runtime.images(normalise(to_unit(seen), self.info))
+        return Batch(images, ranks.mine(found.labels), ranks.mine(found.rows), share=ranks.share(size))
 
     def _order_keys(self, turn: Turn) -> tuple[int | str, ...]:
         """What the order of a round's images is drawn by."""

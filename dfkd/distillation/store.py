@@ -29,7 +29,7 @@ def is_streamed(store: str, images: int, shape: tuple[int, int, int], runtime: R
     if store != "auto":
         return store == "streamed"
     channels, height, width = shape
-    return images * channels * height * width > RESIDENT_SHARE * runtime.memory()
+    return bool(runtime.ranks.agree(images * channels * height * width > RESIDENT_SHARE * runtime.memory()))
 
 
 class ImageStore:

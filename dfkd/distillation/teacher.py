@@ -14,7 +14,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import read_info, read_split
-from dfkd.datasets.views import denormalise, normalise, random_views, to_bytes, to_unit
+from dfkd.datasets.views import denormalise, draw_training_views, normalise, to_bytes, to_unit
 from dfkd.distillation.store import ImageStore, is_streamed
 from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
@@ -62,7 +62,7 @@ def train_teacher(
     Raises:
         UserError: no training split, or the model cannot take the data set's images.
     """
-    info = read_info(data)
+    info, ranks = read_info(data), runtime.ranks
     test_images, test_labels = read_split(data, "test")
     source = kept_source(data, packed, info, settings.store) or ArraySource(*read_split(data, "train"))
     count = len(source.labels)
@@ -83,6 +83,7 @@ def train_teacher(
     seed_everything(settings.seed, "teacher")
     model = build_model(architecture, len(info.classes), info.channels, info.image_size, settings.blocks)
     model = runtime.place(model).train()
+    ranks.share_statistics(model)
     optimiser = torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -98,7 +99,8 @@ def train_teacher(
     else:
         store = ImageStore(count, info.shape, runtime)
         store.append(source.images, source.labels)
-    order: Any = store.passes(min(settings.batch_size, count), settings.seed, "teacher order", steps=total)
+    size = min(settings.batch_size, count)
+    order: Any = store.passes(size, settings.seed, "teacher order", steps=total)
     first, cost = 0, Cost()
     history = History(output.parent / "history.csv", output.parent / "tensorboard")
     state = checkpoint.load()
@@ -130,7 +132,7 @@ def train_teacher(
     with (
         contextlib.closing(source),
         contextlib.closing(store),
-        stop_request() as stop,
+        stop_request(ranks.agree) as stop,
         progress(f"teacher {architecture}", total, first) as steps,
     ):
         for step in range(first, total):
@@ -139,12 +141,14 @@ def train_teacher(
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(settings, epoch)
                 found = store.fetch(order, step)
-                batch = runtime.images(normalise(to_unit(random_views(found.images, info, store.cropped)), info))
-                loss = training_loss(batch, found.labels)
+                views = draw_training_views(size, info, store.cropped).part(ranks.part(size))
+                batch = runtime.images(normalise(to_unit(views.apply(ranks.mine(found.images), info)), info))
+                loss, share = training_loss(batch, ranks.mine(found.labels)), ranks.share(size)
                 optimiser.zero_grad()
-                loss.backward()
+                ranks.backward(loss, optimiser, share)
                 optimiser.step()
-                total_loss += loss.detach()
+                loss = ranks.mean(loss.detach(), share)
+                total_loss += loss
                 watch.see(step, loss)
             cost.optimiser_steps += 1
             note = ""

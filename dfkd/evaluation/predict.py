@@ -34,15 +34,19 @@ def predict(
     """Logits [N,K], float32 on the CPU, of uint8 images [N,C,H,W] in the view of evaluation: normalised, nothing else.
 
     The network works in eval mode and is left in the mode it was in. It is not compiled: a pass over a test split is
-    shorter than a compilation. `steps` is advanced once a batch.
+    shorter than a compilation. `steps` is advanced once a batch. Of several processes each takes some of the batches, and all
+    have to come here.
 
     Raises:
         UserError: a logit is not finite, so that no metric would mean anything.
     """
     training = model.training
     model.eval()
-    parts = []
-    for batch in images.split(batch_size):
+    parts, ranks = [], runtime.ranks
+    batches = images.split(batch_size)
+    # processes have whole batches each, so that the rounding is that of one process
+    first, last = (len(batches) * number // ranks.world for number in (ranks.rank, ranks.rank + 1))
+    for batch in batches[first:last]:
         unit = normalise(to_unit(batch.to(runtime.device)), info)
         with runtime.autocast():
             logits = model(runtime.images(unit))
@@ -50,7 +54,8 @@ def predict(
         if steps is not None:
             steps.advance()
     model.train(training)
-    gathered = torch.cat(parts).cpu()
+    own = torch.cat(parts) if parts else torch.zeros(0, len(info.classes), device=runtime.device)
+    gathered = ranks.whole(own, len(images), slice(first * batch_size, last * batch_size)).cpu()
     if not gathered.isfinite().all():
         raise UserError(
             f"{type(model).__name__}: NaN or infinite logits on the images of {info.name}: the training diverged; "

@@ -20,6 +20,7 @@ from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.distillation.csd import CSDObjective
+from dfkd.errors import UserError
 from dfkd.methods import DDASettings
 from dfkd.runtime import Runtime
 from dfkd.synthesis.contrastive import Contrast
@@ -41,6 +42,10 @@ class DDA(CSD):
         objective: CSDObjective,
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
+        if settings.contrastive and runtime.ranks.world > 1:
+            raise UserError(
+                "dda: its contrastive term compares images; set contrastive to 0, or run it on one GPU (--ranks 1)."
+            )
         if settings.contrastive:
             self.inversion.contrast = Contrast.of_method(teacher, info, settings, runtime, settings.contrastive)
 

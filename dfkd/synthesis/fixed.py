@@ -14,6 +14,8 @@ from dfkd.synthesis.synthesizer import Synthesis, Synthesizer
 class Fixed(Synthesizer):
     """Makes nothing; the student sees the images that are there."""
 
+    per_image = True
+
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
         """No images, no cost."""
         return Synthesis({})

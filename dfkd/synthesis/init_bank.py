@@ -24,6 +24,7 @@ from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.settings import InitBankSettings
 from dfkd.synthesis.inversion import GeneratorInversion
+from dfkd.synthesis.synthesizer import Synthesis
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ def init_bank(
 ) -> Cost:
     """Invert the batches of one shard into the bank `output`.
 
-    Batch b depends on (seed, b) alone: any number of shards gives the same images. Every finished batch is safe in the
-    working bank below `checkpoints`; a killed job loses the batch in hand. Writes `<output stem>.cost.json`, `.history.csv`
-    (the terms of each batch's kept iterate) and `.timing.csv` beside it.
+    Batch b depends on (seed, b) alone: any number of shards or processes gives the same images. Every finished batch is safe
+    in the working bank below `checkpoints`; a killed job loses the batch in hand. Writes `<output stem>.cost.json`,
+    `.history.csv` (the terms of each batch's kept iterate) and `.timing.csv` beside it.
 
     Raises:
         UserError: the teacher has no BatchNorm layers, or cannot be read.
@@ -110,28 +111,30 @@ def init_bank(
         oh=settings.oh,
     )
 
+    def make(batch: int) -> Synthesis:
+        seed_everything(settings.seed, "init-bank", batch)
+        made = inversion.synthesize(stop)
+        check_terms(f"init bank, batch {batch + 1}", settings.steps - 1, made.terms)
+        return made
+
     with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
         done = min(bank.blocks // records, len(history.rows))  # a batch is in the bank before its figures are saved
         bank.truncate(done * records)
         history.truncate(done)
+        done = runtime.ranks.agree(done)  # the first process alone has them
         with progress("init bank: batches", len(batches), done) as steps:
-            for batch in batches[done:]:
+            for batch, made, ahead in runtime.ranks.dealt(batches[done:], make, stop, cost, runtime):
                 with cost.measure(runtime):
-                    seed_everything(settings.seed, "init-bank", batch)
-                    made = inversion.synthesize(stop)
-                    check_terms(f"init bank, batch {batch + 1}", settings.steps - 1, made.terms)
                     bank.append_images(made.images, made.labels, made.scores)
                 cost.images += made.count
                 cost.optimiser_steps += made.optimiser_steps
                 cost.teacher_queries += made.teacher_queries
                 row = {"batch": batch + 1, "lr": settings.lr} | {f"g_{name}": value for name, value in made.terms.items()}
-                history.append(row, cost.seconds, made.count)
+                history.append(row, cost.seconds - ahead, made.count)
                 if history.shows(len(batches)):
                     history.show("synthesised", made.images)
                 checkpoint.save({"cost": cost.as_dict(), **history.state()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
-                if stop:
-                    stop.stop()
         bank.publish(output)
     history.publish()
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})

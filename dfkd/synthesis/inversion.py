@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import normalise, random_views, to_bytes
+from dfkd.datasets.views import draw_training_views, normalise, to_bytes
 from dfkd.methods import InversionSettings
 from dfkd.models.generators import GENERATORS, reset_n02
+from dfkd.parallel import ALONE, Ranks
 from dfkd.progress import StopRequest
 from dfkd.runtime import Runtime
 from dfkd.synthesis.contrastive import Contrast
@@ -51,18 +52,20 @@ class GeneratorInversion:
         term: Term | None = None,
         term_name: str = "term",
         contrast: Contrast | None = None,
+        ranks: Ranks = ALONE,  # that share each batch
     ) -> None:
-        self.teacher, self.info, self.runtime = teacher, info, runtime
+        self.teacher, self.info, self.runtime, self.ranks = teacher, info, runtime, ranks
         self.steps, self.bn, self.oh, self.term, self.term_name = steps, bn, oh, term, term_name
         self.contrast = contrast
         self.generator = runtime.place(GENERATORS[generator](latent_size, info.channels, info.image_size, width)).train()
+        ranks.share_statistics(self.generator)
         self.latent = torch.zeros(batch_size, latent_size, device=runtime.device, requires_grad=True)
         parameters = [*self.generator.parameters(), self.latent]
         # one kernel for all tensors in the fast path; the plain loop is the reference
         fused = runtime.precision == "fast"
         self.optimiser = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=fused, foreach=False)
         # a compiler fuses the plain formula; eagerly, one pass is the fast path
-        self.statistics = BatchStatistics(teacher, one_pass=runtime.precision == "fast" and not runtime.compile)
+        self.statistics = BatchStatistics(teacher, runtime.precision == "fast" and not runtime.compile, ranks)
         self._teacher_losses = runtime.compiled(self._losses)
 
     @classmethod
@@ -92,6 +95,7 @@ class GeneratorInversion:
             term=term,
             term_name=term_name,
             contrast=contrast,
+            ranks=runtime.ranks,
         )
 
     def _reset(self) -> None:
@@ -121,7 +125,8 @@ class GeneratorInversion:
             UserError: the loss was never finite.
         """
         self._reset()
-        count = len(self.latent)
+        count, ranks = len(self.latent), self.ranks
+        rows, share = ranks.part(count), ranks.share(count)
         labels = random_labels(count, len(self.info.classes)).to(self.runtime.device)
         best, contrast = Best(), self.contrast
         with self.statistics.recording(), contrast.synthesis() if contrast else nullcontext():
@@ -129,26 +134,26 @@ class GeneratorInversion:
                 if stop:
                     stop.stop()
                 with self.runtime.autocast():
-                    images = self.generator(self.latent)
+                    images = self.generator(ranks.mine(self.latent))
                 images = images.float()
-                views = normalise(random_views(images, self.info), self.info)
-                losses = self._teacher_losses(views, labels)
+                views = normalise(draw_training_views(count, self.info).part(rows).apply(images, self.info), self.info)
+                losses = self._teacher_losses(views, ranks.mine(labels))
                 loss = self.bn * losses["bn"] + self.oh * losses["oh"] + losses.get(self.term_name, 0.0)
-                rows: list[torch.Tensor] = []
+                features: list[torch.Tensor] = []
                 if contrast:
                     with self.statistics.paused():
-                        losses["cr"], *rows = contrast.loss(images)
+                        losses["cr"], *features = contrast.loss(images)
                     loss = loss + contrast.weight * losses["cr"]
                 self.optimiser.zero_grad()
-                loss.backward()
+                ranks.backward(loss, self.optimiser, share)
                 self.optimiser.step()
                 if contrast:
                     contrast.step()
-                best.offer(loss, losses, images, *rows)
-        (images, *rows), terms = best.take()
+                best.offer(*ranks.means(loss, losses, share), images, *features)
+        (images, *features), terms = best.take()
         if contrast:
-            contrast.bank.append(*rows)
-        kept = to_bytes(images)
+            contrast.bank.append(*features)
+        kept = ranks.whole(to_bytes(images), count)
         scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
         queries = count * (self.steps * (2 if contrast else 1) + 1)
         return Synthesis(terms, kept.cpu().contiguous(), labels.cpu(), scores, count, self.steps, queries)

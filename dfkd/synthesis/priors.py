@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd.errors import UserError
+from dfkd.parallel import ALONE, Ranks
 from dfkd.runtime import wide
 
 
@@ -49,19 +50,22 @@ def channel_moments(images: torch.Tensor, one_pass: bool = False) -> tuple[torch
     return torch.var_mean(images, dim=(0, 2, 3), correction=0)
 
 
+Recorded = tuple[torch.Tensor, torch.Tensor, nn.BatchNorm2d]  # biased variance [C], mean [C]
+
+
 class BatchStatistics:
     """Collects mean and biased variance of every BatchNorm2d input of a frozen network, one forward at a time.
 
     Use it as `with statistics.recording(): model(x)`, then `loss()`. The hooks exist only while recording is asked for, so
     that other forwards of the teacher (distillation, evaluation) do not pay for them; a forward within `paused()` is not
-    recorded either.
+    recorded either. Of a batch that several `ranks` share the statistics are those of the whole.
 
     Raises:
         UserError: the network has no BatchNorm layers.
     """
 
-    def __init__(self, model: nn.Module, one_pass: bool = False) -> None:
-        self.one_pass = one_pass
+    def __init__(self, model: nn.Module, one_pass: bool = False, ranks: Ranks = ALONE) -> None:
+        self.one_pass, self.ranks = one_pass, ranks
         self.layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         if not self.layers:
             raise UserError(
@@ -69,7 +73,8 @@ class BatchStatistics:
                 "has none: choose another teacher, or a method without this term (dafl, zskt, dfad)."
             )
         self._paused = False
-        self._found: list[tuple[torch.Tensor, torch.Tensor, nn.BatchNorm2d]] = []
+        self._found: list[Recorded] = []
+        self._images = 0  # of the batch that was recorded last
 
     def _hook(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if self._paused:
@@ -77,6 +82,7 @@ class BatchStatistics:
         assert isinstance(layer, nn.BatchNorm2d)
         variance, mean = channel_moments(inputs[0], self.one_pass)
         self._found.append((variance, mean, layer))
+        self._images = len(inputs[0])
 
     @contextmanager
     def recording(self) -> Iterator[BatchStatistics]:
@@ -104,6 +110,8 @@ class BatchStatistics:
         nothing either but weights the first layer).
         """
         total = torch.zeros((), device=self._found[0][0].device)
+        if self.ranks.world > 1:
+            self._found = self._of_all(self._found)
         for variance, mean, layer in self._found:
             assert layer.running_var is not None
             assert layer.running_mean is not None
@@ -111,6 +119,13 @@ class BatchStatistics:
             total = total + torch.linalg.vector_norm(layer.running_mean.float() - mean)
         self._found.clear()
         return total
+
+    def _of_all(self, found: list[Recorded]) -> list[Recorded]:
+        """The moments of all processes' images, by one exchange for all layers."""
+        variance, mean = torch.cat([own for own, _, _ in found]), torch.cat([own for _, own, _ in found])
+        sizes = [len(own) for own, _, _ in found]
+        variances, means = (values.split(sizes) for values in self.ranks.moments(variance, mean, self._images))
+        return [(v, m, layer) for v, m, (_, _, layer) in zip(variances, means, found, strict=True)]
 
 
 class MovingStatistics(BatchStatistics):

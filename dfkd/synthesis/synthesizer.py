@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,8 +40,10 @@ class Synthesizer(ABC):
     """How a method makes images. One object serves a whole run.
 
     The images of `synthesize` go to the run's bank, and the student's batches come from the bank, by random views; but for
-    a `FreshSynthesizer`.
+    for a `FreshSynthesizer`.
     """
+
+    per_image: ClassVar[bool] = False  # can be shared by processes: losses are means over images, or its own are summed
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class CC(FeatureObjective):
 
     sees = ""
     pooled = True
+    per_image = False
     settings: CCSettings
 
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:

@@ -75,6 +75,7 @@ class DataObjective(Objective):
     """
 
     settings: ObjectiveSettings
+    per_image = True
 
     def __init__(
         self,
@@ -126,6 +127,8 @@ class DataObjective(Objective):
 
 class FeatureObjective(DataObjective):
     """An objective with a term of its own on what is seen of both networks. A subclass gives `own`, and its heads.
+
+    One that compares the images of a batch, or counts on their number, says `per_image = False`.
 
     Heads are trained with the student: its optimiser, rate and weight decay, as in the benchmark's code. With settings that
     are no `FeatureSettings` the layers are the networks' own.

@@ -32,6 +32,7 @@ class PKT(FeatureObjective):
 
     sees = ""
     pooled = True
+    per_image = False
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The divergence."""

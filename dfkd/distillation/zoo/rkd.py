@@ -36,6 +36,7 @@ class RKD(FeatureObjective):
 
     sees = ""
     pooled = True
+    per_image = False
     settings: RKDSettings
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:

@@ -29,6 +29,7 @@ class SP(FeatureObjective):
     """Similarities of the images of a batch, of the last map."""
 
     sees = "last"
+    per_image = False
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The sum over the pairs of maps."""

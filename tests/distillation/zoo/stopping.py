@@ -20,4 +20,4 @@ class StopAfter(StopRequest):
 
 def stop_after(monkeypatch, stage, calls):
     """Have the module `stage` be asked to stop."""
-    monkeypatch.setattr(stage, "stop_request", lambda: contextlib.nullcontext(StopAfter(calls)))
+    monkeypatch.setattr(stage, "stop_request", lambda *_: contextlib.nullcontext(StopAfter(calls)))
