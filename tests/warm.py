@@ -1,10 +1,11 @@
 """The program `dfkd` without the seconds that its imports take: each call is a fork of one process that has them behind it.
 
 What runs is the command line of this checkout, in a process of its own with the caller's words, folder, environment and
-streams. Signals reach it; a caller that is killed takes it along.
+streams. Signals reach it; a caller that is killed takes it along. Under the name `snakemake` the same program is Snakemake.
 """
 
 import array
+import importlib
 import json
 import os
 import select
@@ -37,8 +38,8 @@ sys.exit(status)
 """
 
 
-def serve(address):
-    """Import what the stages need, then fork for every call. Ends with its parent."""
+def serve(address, *more):
+    """Import what the stages need, and `more`, then fork for every call. Ends with its parent."""
     import dfkd.diffusion.augment
     import dfkd.distillation.distill
     import dfkd.evaluation.evaluate
@@ -48,6 +49,8 @@ def serve(address):
     import dfkd.inspection.bank_page
     import dfkd.synthesis.init_bank  # noqa: F401
 
+    for name in more:
+        importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(16)
@@ -100,20 +103,21 @@ def _run(words, folder, environment, streams):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["dfkd", *words[1:]]
-    from dfkd.cli import main
-
+    name = Path(words[0]).name
+    sys.argv = [name, *words[1:]]
+    Path("/proc/self/comm").write_text(" ".join(sys.argv[:2]) if name == "dfkd" else name)  # what a list of processes shows
+    main = importlib.import_module("snakemake.cli" if name == "snakemake" else "dfkd.cli").main
     main()
     sys.exit()
 
 
 class Warm:
-    """A running server. `program` is the text of an executable that stands for `dfkd`."""
+    """A running server. `program` is the text of an executable that stands for `dfkd`; `more` are modules to import before."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *more):
         address = str(folder / "socket")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, __file__, address], env=environment)
+        self.process = subprocess.Popen([sys.executable, __file__, address, *more], env=environment)
         self.program = CLIENT.format(python=sys.executable, address=address)
         while not Path(address).exists():
             assert self.process.poll() is None
@@ -125,4 +129,4 @@ class Warm:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -135,7 +135,8 @@ def _fill(
             for number, ids in enumerate(groups[done:], start=done + 1):
                 before = cost.seconds
                 with cost.measure(backend.runtime):
-                    accepted, refused = vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
+                    with stop.at_once():  # minutes, with a large model; nothing of the block is written yet
+                        accepted, refused = vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
                     if refused is not None:
                         dropped.append(refused)
                     kept.append(accepted)

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,15 @@ class PackedSource:
         work = [(self.file, task, self.info) for task in tasks]
         done = map(_decode, work) if self._pool is None else self._pool.map(_decode, work)
         start = 0
-        for part in done:
-            images[start : start + len(part)] = part
-            start += len(part)
+        try:
+            for part in done:
+                images[start : start + len(part)] = part
+                start += len(part)
+        except BrokenProcessPool:
+            raise UserError(
+                f"{self.file.path}: a process that decodes its images was killed, for want of memory perhaps; "
+                "run the same command again to continue."
+            ) from None
 
     def close(self) -> None:
         """End the processes."""

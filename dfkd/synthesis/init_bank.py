@@ -132,7 +132,8 @@ def init_bank(
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
                 if stop:
                     stop.stop()
-        bank.publish(output)
+        with stop.at_once():
+            bank.publish(output)
     history.publish()
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
