@@ -5,6 +5,8 @@ streams. Signals reach it; a caller that is killed takes it along. Under the nam
 """
 
 import array
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -13,7 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +53,10 @@ def serve(address, *more):
     import dfkd.inspection.bank_page
     import dfkd.synthesis.init_bank  # noqa: F401
 
-    for name in more:
+    for name in ("dfkd.cli", "dfkd.cli_bank", *more):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # the pages of what is here stay shared with the forks
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(16)
@@ -107,8 +113,20 @@ def _run(words, folder, environment, streams):
     sys.argv = [name, *words[1:]]
     Path("/proc/self/comm").write_text(" ".join(sys.argv[:2]) if name == "dfkd" else name)  # what a list of processes shows
     main = importlib.import_module("snakemake.cli" if name == "snakemake" else "dfkd.cli").main
-    main()
-    sys.exit()
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # What an interpreter does at its end, but for taking apart all that was imported: half a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(int(status or 0))
 
 
 class Warm:
