@@ -15,7 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # What takes longest begins first, so that no process is left alone with it in the end (`--no-loadscope-reorder`).
-LONGEST = ("workflow/test_pipeline.py", "chaos/", "test_killed.py", "workflow/test_reruns.py", "workflow/test_dag.py", "workflow/")
+LONGEST = (
+    "workflow/test_pipeline.py",
+    "chaos/",
+    "test_killed.py",
+    "workflow/test_reruns.py",
+    "workflow/test_dag.py",
+    "workflow/",
+)
 
 
 def pytest_collection_modifyitems(items):

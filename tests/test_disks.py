@@ -98,7 +98,9 @@ def test_a_full_disk_is_told_and_what_is_done_is_not_lost(kind, tiny_data, tiny_
     disk = tmp_path / "disk"
     disk.mkdir()
     assert dfkd(*words_of(start, settings, tmp_path / "whole"))[0] == 0
-    said = apart(fill_up, str(disk), [str(word) for word in start], settings, str(tmp_path / "whole" / "out"), str(tmp_path / "made"))
+    said = apart(
+        fill_up, str(disk), [str(word) for word in start], settings, str(tmp_path / "whole" / "out"), str(tmp_path / "made")
+    )
     *failed, (status, text, _) = said
     assert status == 0, text
     assert len(failed) >= 3

@@ -183,7 +183,9 @@ def test_a_first_stage_looks_between_two_steps(stretches, tiny_data, tiny_teache
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_stopped_while_an_epoch_is_measured_it_goes_on_with_that(stage, tiny_data, tiny_teacher, tiny_bank, reference, tmp_path, monkeypatch):
+def test_stopped_while_an_epoch_is_measured_it_goes_on_with_that(
+    stage, tiny_data, tiny_teacher, tiny_bank, reference, tmp_path, monkeypatch
+):
     """The steps of the epoch are not made again, and every byte is that of an uninterrupted stage."""
     settings = METHODS["dda"].settings(precision="reference", **SMALL)
     module = f"dfkd.distillation.{stage}"

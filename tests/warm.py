@@ -22,6 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What stages import only when they need it.
+LATER = ("matplotlib.backends.backend_agg", "plotly.graph_objects", "plotly.offline", "sklearn.manifold")
+
 # In place of `dfkd`: hands words, folder, environment and streams to the server, and ends as the stage ends.
 CLIENT = """#!{python} -ISu
 import array, json, os, signal, socket, sys
@@ -44,6 +47,9 @@ sys.exit(status)
 
 def serve(address, *more):
     """Import what the stages need, and `more`, then fork for every call. Ends with its parent."""
+    from diffusers import DDIMScheduler, UNet2DModel  # noqa: F401
+    from PIL import Image
+
     import dfkd.diffusion.augment
     import dfkd.distillation.distill
     import dfkd.evaluation.evaluate
@@ -53,7 +59,8 @@ def serve(address, *more):
     import dfkd.inspection.bank_page
     import dfkd.synthesis.init_bank  # noqa: F401
 
-    for name in ("dfkd.cli", "dfkd.cli_bank", *more):
+    Image.init()
+    for name in ("dfkd.cli", "dfkd.cli_bank", *LATER, *more):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # the pages of what is here stay shared with the forks

@@ -14,12 +14,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "results/digits_wrn101_wrn101.json"
+STUDENT = "results/runs/dda/digits_wrn101_wrn101/seed0/student.safetensors"  # without evaluation, pictures and pages
 PATIENCE = 900  # seconds that one command may take; far more than it does
 FAST = {"precision": "reference"}
 # Every loss is small where nothing is learnt; what counts here is that each stage has several states to be killed in.
 CONFIG = {
     "scatter": 2,
-    "teacher": {"defaults": FAST | {"epochs": 8, "schedule": "cosine", "batch_size": 64, "shuffle_buffer": 64}},
+    "teacher": {"defaults": FAST | {"epochs": 6, "schedule": "cosine", "batch_size": 64, "shuffle_buffer": 64}},
     "init_bank": {"defaults": FAST | {"batches": 6, "batch_size": 20, "steps": 8, "latent_size": 16, "width": 8}},
     "augment": {
         "defaults": FAST
@@ -32,7 +33,7 @@ CONFIG = {
 }
 DATASET = {"image_size": 8, "channels": 1, "crop_padding": 1, "flip": False, "mean": [0.3], "std": [0.3], "keep_packed": True}
 METHOD = FAST | {
-    "epochs": 6,
+    "epochs": 4,
     "kd_steps": 4,
     "batch_size": 24,
     "synthesis_batch_size": 24,
@@ -114,6 +115,12 @@ class Workplace:
     def remove(self):
         """All of it."""
         shutil.rmtree(self.folder)
+
+
+def until_student(artefacts):
+    """Of the artefacts of the whole target those that are made on the way to the student."""
+    later = (".html", ".png", ".scores.h5", "predictions.h5", "metrics.json", Path(TARGET).name)
+    return {name: digest for name, digest in artefacts.items() if not name.endswith(later) or name.endswith("filter.png")}
 
 
 def holds_times(name):
