@@ -1,4 +1,4 @@
-"""A disk that fills up at every kind of write, one that is read-only, one without locks: nothing is lost, nothing taken for whole.
+"""A disk that fills up at any kind of write, one that is read-only, one without locks: nothing is lost or half taken for whole.
 
 A stage is started on a disk with room for next to nothing, and again and again with a little more, until it is done.
 """
@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import sklearn.datasets  # noqa: F401 - what the forks would each import
 from namespace import apart, dfkd, mount
 
 from dfkd.bank.reader import BankReader
@@ -23,32 +24,25 @@ REFERENCE = ["--set", "precision=reference"]
 SENTENCE = ("make space", "free the path or the disk")
 
 
-def stages(data, teacher, bank):
-    """By the kinds of files that a stage writes: its words, its settings."""
-    tiny = ["epochs=2", "kd_steps=2", "batch_size=24", "synthesis_batch_size=24", "g_steps=2", "latent_size=16", "width=4"]
-    return {
-        "hdf5": (["prepare", "digits", "--config", ROOT / "config", "-o", "{out}/d.h5", "--test-output", "{out}/t.h5"], []),
-        "checkpoint, safetensors, json, csv": (
-            ["teacher", "train", "--data", data.data, "--model", "wrn101", "-o", "{out}/w.safetensors"],
-            ["epochs=2"],
-        ),
-        "lmdb": (
-            ["init-bank", "--teacher", teacher, "-o", "{out}/init.lmdb"],
-            ["batches=3", "batch_size=24", "steps=2", "latent_size=16", "width=8"],
-        ),
-        "lmdb, plot": (
-            [*("augment", "--teacher", teacher, "--bank", bank, "-o", "{out}/v.lmdb", "--rejected", "{out}/r.lmdb")]
-            + ["--plot", "{out}/f.png"],
-            ["backend=bank-diffusion", "threshold=0", "bank_diffusion.channels=[8,16]", "bank_diffusion.train_steps=3"]
-            + ["bank_diffusion.batch_size=16", "bank_diffusion.sampling_steps=2"],
-        ),
-        "everything of a run": (
-            [*("distill", "--teacher", teacher, "--bank", bank, "--student", "wrn101", "--test", data.test)]
-            + ["-o", "{out}/student.safetensors"],
-            tiny,
-        ),
-        "page, png, scores": (["bank", "page", bank, "--teacher", teacher, "-o", "{out}/p.html", "--grid", "{out}/p.png"], []),
-    }
+# By the kinds of files that a stage writes: its words, its settings.
+STAGES = {
+    "hdf5": ("prepare digits --config {root}/config -o {out}/d.h5 --test-output {out}/t.h5", ""),
+    "checkpoint, safetensors, json, csv": ("teacher train --data {data} --model wrn101 -o {out}/w.safetensors", "epochs=2"),
+    "lmdb": (
+        "init-bank --teacher {teacher} -o {out}/init.lmdb",
+        "batches=3 batch_size=24 steps=2 latent_size=16 width=8",
+    ),
+    "lmdb, plot": (
+        "augment --teacher {teacher} --bank {bank} -o {out}/v.lmdb --rejected {out}/r.lmdb --plot {out}/f.png",
+        "backend=bank-diffusion threshold=0 bank_diffusion.channels=[8,16] bank_diffusion.train_steps=3 "
+        "bank_diffusion.batch_size=16 bank_diffusion.sampling_steps=2",
+    ),
+    "everything of a run": (
+        "distill --teacher {teacher} --bank {bank} --student wrn101 --test {test} -o {out}/student.safetensors",
+        "epochs=2 kd_steps=2 batch_size=24 synthesis_batch_size=24 g_steps=2 latent_size=16 width=4",
+    ),
+    "page, png, scores": ("bank page {bank} --teacher {teacher} -o {out}/p.html --grid {out}/p.png", ""),
+}
 
 
 def artefacts(folder):
@@ -61,25 +55,32 @@ def artefacts(folder):
     }
 
 
-def words_of(start, settings, place):
-    """The words of a stage that writes below a folder."""
-    words = [str(word).replace("{out}", f"{place}/out") for word in start]
-    if settings:
-        words += [*REFERENCE, *(word for setting in settings for word in ("--set", setting))]
-        words += ["--checkpoints", f"{place}/state"]
+@pytest.fixture
+def words_of(tiny_data, tiny_teacher, tiny_bank):
+    """The words of a stage that writes below a folder, by its kind."""
+    places = {"root": ROOT, "data": tiny_data.data, "test": tiny_data.test, "teacher": tiny_teacher, "bank": tiny_bank}
+
+    def words(kind, folder):
+        start, settings = STAGES[kind]
+        found = start.format(out=f"{folder}/out", **places).split()
+        if settings:
+            found += [*REFERENCE, *(word for setting in settings.split() for word in ("--set", setting))]
+            found += ["--checkpoints", f"{folder}/state"]
+        return found
+
     return words
 
 
-def fill_up(disk, start, settings, whole, made):
+def fill_up(disk, words, whole, made):
     """Run a stage on a disk with more and more room until it is done: what it said each time."""
     mount("-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk)
     filler, wanted, said = Path(disk, "filler"), artefacts(Path(whole)), []
-    for step in range(40):
-        free = int(8 * 1.45**step)  # kilobytes
+    for step in range(14):
+        free = 4 << step  # kilobytes
         used = sum(path.stat().st_blocks // 2 for path in Path(disk).rglob("*") if path.is_file() and path != filler)
         filler.unlink(missing_ok=True)
         subprocess.run(["fallocate", "-l", str(max(0, 1024 * (DISK * 1024 - used - free)) or 1), filler], check=True)
-        status, text = dfkd(*words_of(start, settings, disk))
+        status, text = dfkd(*words)
         found = artefacts(Path(disk, "out")) if Path(disk, "out").exists() else {}
         half = [name for name, content in found.items() if name in wanted and content != wanted[name]]
         said.append([status, text, half])
@@ -89,18 +90,12 @@ def fill_up(disk, start, settings, whole, made):
     return said
 
 
-KINDS = ["hdf5", "checkpoint, safetensors, json, csv", "lmdb", "lmdb, plot", "everything of a run", "page, png, scores"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_told_and_what_is_done_is_not_lost(kind, tiny_data, tiny_teacher, tiny_bank, tmp_path):
-    start, settings = stages(tiny_data, tiny_teacher, tiny_bank)[kind]
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_full_disk_is_told_and_what_is_done_is_not_lost(kind, words_of, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    assert dfkd(*words_of(start, settings, tmp_path / "whole"))[0] == 0
-    said = apart(
-        fill_up, str(disk), [str(word) for word in start], settings, str(tmp_path / "whole" / "out"), str(tmp_path / "made")
-    )
+    assert dfkd(*words_of(kind, tmp_path / "whole"))[0] == 0
+    said = apart(fill_up, str(disk), words_of(kind, disk), str(tmp_path / "whole" / "out"), str(tmp_path / "made"))
     *failed, (status, text, _) = said
     assert status == 0, text
     assert len(failed) >= 3
@@ -115,18 +110,17 @@ def test_a_full_disk_is_told_and_what_is_done_is_not_lost(kind, tiny_data, tiny_
     assert not list((tmp_path / "made").rglob("*.partial*"))
 
 
-def on_a_read_only_disk(disk, start, settings):
+def on_a_read_only_disk(disk, words):
     """Status and words of a stage, and what is on the disk then."""
     mount("-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk)
     Path(disk, "before").write_text("kept")
     mount("-o", "remount,ro", disk)
-    return [*dfkd(*words_of(start, settings, disk)), sorted(str(path) for path in Path(disk).iterdir())]
+    return [*dfkd(*words), sorted(str(path) for path in Path(disk).iterdir())]
 
 
 @pytest.mark.parametrize("kind", ["hdf5", "lmdb", "page, png, scores"])
-def test_a_folder_that_cannot_be_written_is_told(kind, tiny_data, tiny_teacher, tiny_bank, tmp_path):
-    start, settings = stages(tiny_data, tiny_teacher, tiny_bank)[kind]
-    status, text, left = apart(on_a_read_only_disk, str(tmp_path), [str(word) for word in start], settings)
+def test_a_folder_that_cannot_be_written_is_told(kind, words_of, tmp_path):
+    status, text, left = apart(on_a_read_only_disk, str(tmp_path), words_of(kind, tmp_path))
     assert status == 2, text
     (sentence,) = [line for line in text.splitlines() if line.startswith("dfkd: ")]
     assert "Read-only file system" in sentence

@@ -1,4 +1,4 @@
-"""The workflow that is killed: digits at the smallest budget that has every artefact, on images that worker processes decode."""
+"""The workflow that is killed: digits at the smallest budget that has every artefact, images decoded by worker processes."""
 
 import hashlib
 import json

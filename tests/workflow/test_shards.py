@@ -1,4 +1,4 @@
-"""The shards of an init bank under Snakemake: what is missing or damaged is named and made again, and nothing else; who waits."""
+"""The shards of an init bank under Snakemake: what is missing or damaged is made again, and nothing else; who waits."""
 
 import os
 import shutil
