@@ -40,8 +40,9 @@ class Board:
         try:
             yield
         except OSError as error:
+            reason = error.strerror or error
             raise UserError(
-                f"{self._folder}: could not be written ({error.strerror or error}); make space, then run the same command again."
+                f"{self._folder}: could not be written ({reason}); make space, then run the same command again."
             ) from error
 
     def scalars(self, values: dict[str, float], counter: int) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dfkd.checkpoint import Checkpoint
 from dfkd.cli import main
@@ -118,16 +119,9 @@ def stretches(monkeypatch):
             finally:
                 seen.apart -= 1
 
-    @contextmanager
-    def counted():
-        with stop_request() as stop:
-            seen.look()
-            yield stop
-            seen.look()
-
     monkeypatch.setattr(StopRequest, "__bool__", looked)
     monkeypatch.setattr(StopRequest, "at_once", block)
-    steps = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: seen.count(0))
+    steps = register_optimizer_step_post_hook(lambda *_: seen.count(0))
     passes = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: seen.count(1) if isinstance(module, Classifier) else None
     )
@@ -205,7 +199,7 @@ def test_stopped_while_an_epoch_is_measured_it_goes_on_with_that(
         return own(*arguments)
 
     monkeypatch.setattr(f"{module}.predict", interrupted)
-    counter = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    counter = register_optimizer_step_post_hook(lambda *_: steps.append(1))
     try:
         moments = set()
         run(tmp_path / "whole")
