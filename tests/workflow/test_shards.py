@@ -10,6 +10,8 @@ import pytest
 import yaml
 from workflow_tools import Workflow, jobs_in
 
+from dfkd.bank.reader import BankReader
+
 BANK = "results/banks/bars_wrn101/init.lmdb"
 SHARDS = "results/banks/bars_wrn101/shards"
 SETTINGS = {"precision": "reference", "batches": 5, "batch_size": 12, "steps": 2, "latent_size": 8, "width": 4}
@@ -66,16 +68,15 @@ def test_a_shard_that_is_missing_is_made_again_and_no_other(made):
 
 def test_a_damaged_shard_is_named_and_what_its_sentence_says_mends_it(made):
     whole, shard = (made.folder / BANK).read_bytes(), made.folder / SHARDS / "3-of-4.lmdb"
-    content = bytearray(shard.read_bytes())
-    content[9000] ^= 1
-    stamp = shard.stat()
-    shard.write_bytes(content)
+    pixels, stamp = BankReader(shard).block(0).images.numpy().tobytes(), shard.stat()
+    assert shard.read_bytes().count(pixels) == 1
+    shard.write_bytes(shard.read_bytes().replace(pixels, bytes([pixels[0] ^ 1]) + pixels[1:]))
     os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # a disk's fault, which changes no time
     (made.folder / BANK).unlink()
     done = made("--cores", "1", BANK)
     assert done.returncode == 1
     (sentence,) = {line for line in done.stdout.splitlines() if line.startswith("dfkd: ")}
-    assert f"{SHARDS}/3-of-4.lmdb: block " in sentence
+    assert f"{SHARDS}/3-of-4.lmdb: block 0 fails its checksum" in sentence
     assert "remove this file and make it again: the other shards stay as they are" in sentence
     assert not (made.folder / BANK).exists()
     shard.unlink()
