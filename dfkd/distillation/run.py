@@ -65,7 +65,7 @@ class Run:
         stop: StopRequest | None = None,
     ) -> None:
         self.synthesizer, self.objective, self.store, self.bank = synthesizer, objective, store, bank
-        self.stop = stop or StopRequest()
+        self.stop = StopRequest() if stop is None else stop  # one that is not asked for is false
         self.settings, self.seed, self.runtime, self.info = settings, seed, runtime, objective.info
         self.cost = Cost()
         self.made: dict[str, float] = {}  # the terms of the last synthesis
