@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test browser test-cluster slurm bench schema audit clean
+.PHONY: run test browser chaos test-cluster slurm bench schema audit clean
 
 run: $(READY)
 	$(BIN)/snakemake --cores $(CORES) $(TARGET)
@@ -33,6 +33,11 @@ test: $(READY) $(if $(shell command -v chromium),,browser)
 browser:
 	{ apt-get -qq update && apt-get -qqy install --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "dfkd: the tests of the viewer need chromium: install your distribution's package"; exit 1; }
+
+# The digits workflow, killed at random moments a hundred times and started again: three quarters of an hour. docs/reliability.md
+chaos: export OMP_NUM_THREADS = 1
+chaos: $(READY)
+	$(BIN)/python tests/chaos/chaos.py --seeds 100 --output docs/chaos.md
 
 # Jobs that are killed, run out of time or memory and lose their node; artefacts in S3 meanwhile, since SLURM's jobs mostly wait.
 # The list of jobs: test-artefacts/slurm_jobs.md.

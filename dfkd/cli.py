@@ -318,12 +318,14 @@ def show_settings(
 
 
 def main() -> None:
-    """Entry point: one sentence and status 2 for a user's mistake; 128 + signal after an interruption with state saved."""
+    """Entry point: one sentence and status 2 for a user's mistake; 128 + signal after an interruption."""
     from dfkd.cli_bank import bank_app
-    from dfkd.progress import Stopped, setup_logging
+    from dfkd.progress import Stopped, leave_on_signals, setup_logging
 
     app.add_typer(bank_app, name="bank")
     setup_logging()
+    if sys.argv[1:3] != ["bank", "browse"]:  # a server, which ends on them as it is meant to
+        leave_on_signals()
     try:
         if sys.argv[1:2] != ["doctor"]:  # which says what is wrong with a broken plugin
             load_plugins(configured())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -19,18 +20,26 @@ from dfkd.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name only when the block ends without an error.
 
+    The partial files of processes that were killed while they wrote `path` are removed before: what is still written is locked.
+
     Raises:
         UserError: the disk is full or the folder cannot be written; the partial file is removed.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    temporary = Path(name)
+    with os.fdopen(handle, "rb") as held:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.chmod(name, 0o666 & ~_umask())
+        yield from _renamed(Path(name), target)
+
+
+def _renamed(temporary: Path, target: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -44,6 +53,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove the partial files of `target` that no living process writes: those whose lock is free."""
+    for path in target.parent.iterdir():
+        if not (path.name.startswith(f".{target.name}.") and path.name.endswith(".partial")):
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:  # a folder, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -132,6 +132,11 @@ class Ranks:
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
+    @property
+    def agreement(self) -> Callable[[int], int] | None:
+        """`agree`, or None where there is nobody to agree with."""
+        return self.agree if self.world > 1 else None
+
     def agree(self, value: int) -> int:
         """The largest value of all processes: whether one of them was asked to stop, say. Nothing waits for a GPU."""
         if self.world == 1:
@@ -161,12 +166,12 @@ class Ranks:
             if signal := self.agree(stop.signal if stop else 0):
                 raise Stopped(128 + signal)
 
-    def _round(self, items: Sequence[Item], work: Callable[[Item], Result]) -> tuple[list[Result], Exception | None]:
+    def _round(self, items: Sequence[Item], work: Callable[[Item], Result]) -> tuple[list[Result], BaseException | None]:
         """What comes of one item for each process: results up to the first failure, and that."""
         if self.world == 1:
             return [work(items[0])], None
         result: Result | None = None
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             if self.rank < len(items):
                 result = work(items[self.rank])

@@ -17,8 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """A signal asked the stage to stop; its state is saved. `status` is 128 + the signal's number."""
+class Stopped(BaseException):
+    """A signal asked to stop; what can be saved is saved. `status` is 128 + the signal's number.
+
+    No `Exception`: it may be raised anywhere, and nothing that deals with errors is to take it for one.
+    """
 
     def __init__(self, status: int) -> None:
         super().__init__(f"stopped by signal {status - 128}; run the same command again to continue")
@@ -35,12 +38,15 @@ class StopRequest:
     has to ask as often as the others.
     """
 
-    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+    def __init__(self, agree: Callable[[int], int] | None = None, alone: bool = True) -> None:
         self.signal = self._agreed = 0
-        self._agree = agree
+        self._agree, self._alone = agree, alone and agree is None
+        self._at_once = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
+        if self._at_once:
+            self.stop()
 
     def __bool__(self) -> bool:
         if self._agree is None:
@@ -52,11 +58,32 @@ class StopRequest:
         """Leave the stage. Call it after the state is saved."""
         raise Stopped(128 + (self._agreed or self.signal))
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal leaves at once by `Stopped`, as one does that came before.
+
+        For what takes longer than a step and changes nothing that is saved: a pass over a test split, a block of variations,
+        images that are waited for. Of several processes none leaves the others waiting: there the block is done first.
+        """
+        if not self._alone:
+            yield
+            return
+        if self:
+            self.stop()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
 
 @contextlib.contextmanager
-def stop_request(agree: Callable[[int], int] | None = None) -> Iterator[StopRequest]:
-    """Within the block, SIGTERM and SIGINT only set the request, which `agree` shares with other processes."""
-    request = StopRequest(agree)
+def stop_request(agree: Callable[[int], int] | None = None, alone: bool = True) -> Iterator[StopRequest]:
+    """Within the block, SIGTERM and SIGINT only set the request, which `agree` shares with other processes.
+
+    Without `agree` a process that is not `alone` is asked on its own, and tells the others itself.
+    """
+    request = StopRequest(agree, alone)
     try:
         former = {number: signal.signal(number, request._note) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not in the main thread: signals go elsewhere
@@ -67,6 +94,20 @@ def stop_request(agree: Callable[[int], int] | None = None) -> Iterator[StopRequ
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def leave_on_signals() -> None:
+    """From here on SIGTERM and SIGINT raise `Stopped` wherever the program is, so that partial files go and it says its line.
+
+    A signal that the caller has this program ignore stays ignored. Loops that have a state to save take over by `stop_request`.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
 
 
 class Steps:

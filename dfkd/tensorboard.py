@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from dfkd.errors import UserError
 from dfkd.history import SHOWN
 
 SIDE = math.isqrt(SHOWN)  # images in a row of a grid, at most
@@ -22,25 +25,43 @@ class Board:
     Args:
         folder: where they lie.
         first: the counter that the job goes on with; what earlier files hold from there on counts no more.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; so do the methods.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first)
+        self._folder = folder
+        with self._told():
+            self._writer = SummaryWriter(str(folder), purge_step=first)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"{self._folder}: could not be written ({reason}); make space, then run the same command again."
+            ) from error
 
     def scalars(self, values: dict[str, float], counter: int) -> None:
         """Figures by tag."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, counter)
-        self._writer.flush()
+        with self._told():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, counter)
+            self._writer.flush()
 
     def grid(self, name: str, images: Tensor, counter: int, group: int = 1) -> None:
         """The first of uint8 images [N,C,H,W]; `group` of them that belong together stay in one row."""
-        self._writer.add_image(f"images/{name}", tile(images, group), counter)
-        self._writer.flush()
+        with self._told():
+            self._writer.add_image(f"images/{name}", tile(images, group), counter)
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        with self._told():
+            self._writer.close()
 
 
 def tile(images: Tensor, group: int = 1) -> Tensor:

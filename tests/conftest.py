@@ -15,7 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # What takes longest begins first, so that no process is left alone with it in the end (`--no-loadscope-reorder`).
-LONGEST = ("workflow/test_pipeline.py", "test_killed.py", "workflow/test_reruns.py", "workflow/test_dag.py", "workflow/")
+LONGEST = (
+    "workflow/test_pipeline.py",
+    "chaos/",
+    "test_killed.py",
+    "workflow/test_reruns.py",
+    "workflow/test_dag.py",
+    "workflow/",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -82,9 +89,9 @@ def tiny_bank(tiny_teacher, reference, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
-    """The program `dfkd` with its imports behind it: `warm.program` is the text of an executable."""
+    """The programs `dfkd` and `snakemake` with their imports behind them: `warm.program` is the text of an executable."""
     from warm import Warm
 
-    server = Warm(tmp_path_factory.mktemp("warm"))
+    server = Warm(tmp_path_factory.mktemp("warm"), "snakemake.cli")
     yield server
     server.close()

@@ -1,10 +1,13 @@
 """The program `dfkd` without the seconds that its imports take: each call is a fork of one process that has them behind it.
 
 What runs is the command line of this checkout, in a process of its own with the caller's words, folder, environment and
-streams. Signals reach it; a caller that is killed takes it along.
+streams. Signals reach it; a caller that is killed takes it along. Under the name `snakemake` the same program is Snakemake.
 """
 
 import array
+import atexit
+import gc
+import importlib
 import json
 import os
 import select
@@ -12,10 +15,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# What stages import only when they need it.
+LATER = ("matplotlib.backends.backend_agg", "plotly.graph_objects", "plotly.offline", "sklearn.manifold")
 
 # In place of `dfkd`: hands words, folder, environment and streams to the server, and ends as the stage ends.
 CLIENT = """#!{python} -ISu
@@ -37,8 +45,11 @@ sys.exit(status)
 """
 
 
-def serve(address):
-    """Import what the stages need, then fork for every call. Ends with its parent."""
+def serve(address, *more):
+    """Import what the stages need, and `more`, then fork for every call. Ends with its parent."""
+    from diffusers import DDIMScheduler, UNet2DModel  # noqa: F401
+    from PIL import Image
+
     import dfkd.diffusion.augment
     import dfkd.distillation.distill
     import dfkd.evaluation.evaluate
@@ -48,6 +59,11 @@ def serve(address):
     import dfkd.inspection.bank_page
     import dfkd.synthesis.init_bank  # noqa: F401
 
+    Image.init()
+    for name in ("dfkd.cli", "dfkd.cli_bank", *LATER, *more):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # the pages of what is here stay shared with the forks
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(16)
@@ -100,20 +116,33 @@ def _run(words, folder, environment, streams):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["dfkd", *words[1:]]
-    from dfkd.cli import main
-
-    main()
-    sys.exit()
+    name = Path(words[0]).name
+    sys.argv = [name, *words[1:]]
+    Path("/proc/self/comm").write_text(" ".join(sys.argv[:2]) if name == "dfkd" else name)  # what a list of processes shows
+    main = importlib.import_module("snakemake.cli" if name == "snakemake" else "dfkd.cli").main
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # What an interpreter does at its end, but for taking apart all that was imported: half a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(int(status or 0))
 
 
 class Warm:
-    """A running server. `program` is the text of an executable that stands for `dfkd`."""
+    """A running server. `program` is the text of an executable that stands for `dfkd`; `more` are modules to import before."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *more):
         address = str(folder / "socket")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, __file__, address], env=environment)
+        self.process = subprocess.Popen([sys.executable, __file__, address, *more], env=environment)
         self.program = CLIENT.format(python=sys.executable, address=address)
         while not Path(address).exists():
             assert self.process.poll() is None
@@ -125,4 +154,4 @@ class Warm:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +27,12 @@ def merge_banks(inputs: Sequence[str | Path], output: str | Path) -> BankMeta:
     """
     if not inputs:
         raise UserError(f"{output}: no shards to merge; name at least one.")
-    readers = [BankReader(path) for path in inputs]
+    readers = []
+    for path in inputs:
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such shard; make it: the other shards stay as they are.")
+        with _remade_alone():
+            readers.append(BankReader(path))
     ordered = _in_order(readers)
     first = ordered[0]
     for other in ordered[1:]:
@@ -34,10 +40,21 @@ def merge_banks(inputs: Sequence[str | Path], output: str | Path) -> BankMeta:
 
     def records() -> Iterator[bytes]:
         for reader in ordered:
-            yield from read_records(reader.path, reader.meta.blocks)
+            with _remade_alone():
+                yield from read_records(reader.path, reader.meta.blocks)
 
     write_bank(output, _without_shard(first.meta), records())
     return BankReader(output).meta
+
+
+@contextlib.contextmanager
+def _remade_alone() -> Iterator[None]:
+    """What is wrong with one shard is mended by that shard alone, and this is what its sentence says."""
+    try:
+        yield
+    except UserError as error:
+        fault = str(error).rpartition("; ")[0]
+        raise UserError(f"{fault}; remove this file and make it again: the other shards stay as they are.") from None
 
 
 def _in_order(readers: list[BankReader]) -> list[BankReader]:

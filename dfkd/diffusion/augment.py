@@ -129,9 +129,10 @@ def _fill(
     ranks = backend.runtime.ranks
 
     def vary(ids: torch.Tensor) -> tuple[Block, Block | None]:
-        return vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
+        with stop.at_once():  # minutes, with a large model; nothing of the block is written yet
+            return vary_block(reader.images(ids), labels[ids], ids, settings, backend, judge)
 
-    with stop_request(ranks.agree) as stop:
+    with stop_request(ranks.agreement) as stop:
         if backend.learns:
             backend.fit(reader.load().images, labels, checkpoint, cost, stop, history)
         done = ranks.agree(resume_point(kept, dropped, settings.variations))  # the first process alone has banks

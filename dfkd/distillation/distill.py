@@ -27,7 +27,7 @@ from dfkd.distillation.answers import CacheOptions, open_answers
 from dfkd.distillation.first_stage import read_first_stage
 from dfkd.distillation.given import Given, read_given
 from dfkd.distillation.run import Run, build_method
-from dfkd.distillation.schedule import count_syntheses, count_turns, turns
+from dfkd.distillation.schedule import count_syntheses, count_turns, turn_at, turns
 from dfkd.distillation.store import ImageStore
 from dfkd.distillation.stream import stream_notes
 from dfkd.distillation.teacher import accuracy
@@ -40,7 +40,7 @@ from dfkd.methods import METHODS, MethodSettings, TransferSettings
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, load_model, read_card, save_weights
 from dfkd.plugins import code_hash, load
-from dfkd.progress import progress, stop_request
+from dfkd.progress import Stopped, progress, stop_request
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.synthesizer import FreshSynthesizer
@@ -151,10 +151,10 @@ def _distill(
     with (
         contextlib.closing(store),
         BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank,
-        stop_request(runtime.ranks.agree) as stop,
+        stop_request(runtime.ranks.agreement) as stop,
         progress(f"{method} {card.architecture} → {architecture}", count_turns(settings), first) as bar,
     ):
-        run = Run(synthesizer, objective, store, bank, settings, seed, runtime)
+        run = Run(synthesizer, objective, store, bank, settings, seed, runtime, stop)
         objective.begin(store)
         if state:
             run.load_state(state["run"])
@@ -162,37 +162,58 @@ def _distill(
             examination.best = state["best"]
         else:
             bank.truncate(0)
-        if not fresh:
-            store.append_bank(bank.reader())
-            if not own and isinstance(store, ImageStore):
-                _keep_answers(run, store, card, cache or CacheOptions())
-            elif not own:
-                logger.info("the teacher's answers are not kept: the images are streamed")
+        with stop.at_once():
+            if not fresh:
+                store.append_bank(bank.reader())
+                if not own and isinstance(store, ImageStore):
+                    _keep_answers(run, store, card, cache or CacheOptions())
+                elif not own:
+                    logger.info("the teacher's answers are not kept: the images are streamed")
+
+        def keep(done: int) -> None:
+            checkpoint.save({"turn": done, "run": run.state(), "best": examination.best, **history.state()})
+
+        def measure(epoch: int) -> str:
+            """The end of an epoch: its row of the history, which is returned as words."""
+            with stop.at_once():
+                measured = examination.hold(epoch)
+            run.keep_sample(epoch)
+            trained = run.steps * settings.batch_size
+            row = run.row(epoch) | measured
+            history.append(row, run.cost.seconds, trained)
+            if history.shows(settings.epochs):
+                history.show("synthesised", run.shown)
+            loss = f"  loss {row['loss']:.3f}" if "loss" in row else ""
+            return f"epoch {epoch + 1}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}{loss}"
+
+        former = turn_at(settings, first - 1) if first else None
+        if former and former.last and len(history.rows) == former.epoch:  # a signal came while the epoch was measured
+            measure(former.epoch)
+            keep(first)
         for number, turn in itertools.islice(enumerate(turns(settings)), first, None):
             note = ""
             with run.cost.measure(runtime):
                 if turn.step < 0:
                     run.synthesize(turn, stop)
                 else:
-                    run.distill(turn)
+                    try:
+                        run.distill(turn)
+                    except Stopped:  # while images were waited for
+                        keep(number)
+                        raise
             if turn.last:
                 run.watch.check()
-                run.keep_sample(turn.epoch)
-                trained = run.steps * settings.batch_size
-                row = run.row(turn.epoch) | examination.hold(turn.epoch)
-                history.append(row, run.cost.seconds, trained)
-                if history.shows(settings.epochs):
-                    history.show("synthesised", run.shown)
-                note = f"epoch {turn.epoch + 1}  Acc@1 {row['acc1']:.2f}  Agree@1 {row['agree1']:.2f}"
-                note += f"  loss {row['loss']:.3f}" if "loss" in row else ""
+                with contextlib.suppress(Stopped):  # measured when the stage goes on
+                    note = measure(turn.epoch)
             if turn.last or stop:
-                checkpoint.save({"turn": number + 1, "run": run.state(), "best": examination.best, **history.state()})
+                keep(number + 1)
             bar.advance(note=note)
             if stop:
                 run.publish_answers()
                 stop.stop()
         run.publish_answers()
-        bank.publish(output.parent / "bank.lmdb")
+        with stop.at_once():
+            bank.publish(output.parent / "bank.lmdb")
 
     last = history.rows[-1]
     history.publish()

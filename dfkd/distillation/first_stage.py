@@ -26,7 +26,7 @@ from dfkd.models import build_model
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard, load_model, load_state, read_card, save_weights
 from dfkd.plugins import code_hash, load
-from dfkd.progress import progress, stop_request
+from dfkd.progress import Stopped, StopRequest, progress, stop_request
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, seed_everything
 
@@ -107,7 +107,11 @@ def _train(
     with contextlib.closing(store), stop_request() as stop, progress(f"{method} first stage", total, training.done) as bar:
         for step in range(training.done, total):
             with training.cost.measure(runtime):
-                watch.see(step, training.step())
+                try:
+                    watch.see(step, training.step(stop))
+                except Stopped:  # while images were waited for
+                    checkpoint.save({**training.state(), **history.state()})
+                    raise
             note, last = "", (step + 1) % steps == 0
             if last or stop:
                 watch.check()
@@ -170,9 +174,14 @@ class Training:
         stage.student.eval()
         self.networks.train()
 
-    def step(self) -> torch.Tensor:
-        """One step on random views of the next images; returns its loss, detached."""
-        found = self.store.fetch(self.order, self.done)
+    def step(self, stop: StopRequest) -> torch.Tensor:
+        """One step on random views of the next images; returns its loss, detached.
+
+        Raises:
+            Stopped: a signal came while the images were waited for; nothing has changed.
+        """
+        with stop.at_once():
+            found = self.store.fetch(self.order, self.done)
         views = random_views(found.images, self.info, self.store.cropped)
         images = self.runtime.images(normalise(to_unit(views), self.info))
         loss = self.loss(images)

@@ -23,6 +23,7 @@ from dfkd.methods import METHODS, MethodSettings, SampledSettings
 from dfkd.models.adapter import MissingFeatures
 from dfkd.models.weights import WeightsCard
 from dfkd.plugins import load
+from dfkd.progress import StopRequest
 from dfkd.provenance import Cost
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesizer, teacher_scores
@@ -70,8 +71,10 @@ class Run:
         settings: MethodSettings,
         seed: int,
         runtime: Runtime,
+        stop: StopRequest | None = None,
     ) -> None:
         self.synthesizer, self.objective, self.store, self.bank = synthesizer, objective, store, bank
+        self.stop = StopRequest() if stop is None else stop  # one that is not asked for is false
         self.settings, self.seed, self.runtime, self.info = settings, seed, runtime, objective.info
         self.cost = Cost()
         self.made: dict[str, float] = {}  # the terms of the last synthesis
@@ -114,7 +117,11 @@ class Run:
         self.cost.teacher_queries += made.teacher_queries
 
     def distill(self, turn: Turn) -> None:
-        """One student step, on a batch of the store or on fresh images."""
+        """One student step, on a batch of the store or on fresh images.
+
+        Raises:
+            Stopped: a signal came while the images were waited for; nothing has changed.
+        """
         size, asked = self.settings.batch_size, self.settings.batch_size
         ranks = self.runtime.ranks
         if isinstance(self.synthesizer, FreshSynthesizer):
@@ -142,7 +149,8 @@ class Run:
             raise UserError("there is no image to distil on: the method makes none; give a bank of the teacher with --bank.")
         if self._order is None:
             self._order = self.store.passes(size, *self._order_keys(turn), steps=self.settings.kd_steps)
-        found = self.store.fetch(self._order, turn.step)
+        with self.stop.at_once():
+            found = self.store.fetch(self._order, turn.step)
         views = draw_training_views(size, self.info, self.store.cropped)
         batch = self._batch(found, views)
         if self.answers is None or not isinstance(views, Views):
@@ -202,6 +210,7 @@ class Run:
             "sums": self.sums.cpu(),
             "steps": self.steps,
             "watched": self.watched,
+            "shown": None if self.shown is None else self.shown[:SHOWN].cpu(),
             "blocks": self.bank.blocks,
         }
 
@@ -211,6 +220,7 @@ class Run:
             part.load_state_dict(state["parts"][name])
         self.cost, self.made, self.steps = Cost(**state["cost"]), state["made"], state["steps"]
         self.sums, self.watched = state["sums"].to(self.runtime.device), state["watched"]
+        self.shown = state.get("shown")
         self.bank.truncate(state["blocks"])
 
     def _parts(self) -> dict[str, Any]:

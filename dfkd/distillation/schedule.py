@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +28,11 @@ def turns(settings: MethodSettings) -> Iterator[Turn]:
         for round in range(rounds):
             for step in range(-1, steps):
                 yield Turn(epoch, round, step, round == rounds - 1 and step == steps - 1)
+
+
+def turn_at(settings: MethodSettings, number: int) -> Turn:
+    """Turn `number` of `turns`, counted from 0."""
+    return next(itertools.islice(turns(settings), number, None))
 
 
 def count_turns(settings: MethodSettings) -> int:

@@ -24,7 +24,7 @@ from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
 from dfkd.packed.stream import PackedSource, kept_source, packed_lineage
-from dfkd.progress import progress, stop_request
+from dfkd.progress import Stopped, StopRequest, progress, stop_request
 from dfkd.provenance import Cost, revision, versions
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.settings import TeacherSettings
@@ -110,6 +110,7 @@ def train_teacher(
         first, cost = state["step"], Cost(**state["cost"])
         history.load_state(state)
     total_loss = torch.as_tensor(state["loss"] if state else 0.0, device=runtime.device)
+    shown: torch.Tensor | None = state.get("shown") if state else None  # of the last batch of an epoch, to be looked at
 
     def training_loss(batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
@@ -125,22 +126,44 @@ def train_teacher(
             "optimiser": optimiser.state_dict(),
             "cost": cost.as_dict(),
             "loss": total_loss,
+            "shown": shown,
             **history.state(),
         }
+
+    def measure(epoch: int, stop: StopRequest) -> str:
+        """The end of an epoch: its row of the history, which is returned as words, and the state with it."""
+        with stop.at_once():
+            acc1 = accuracy(predict(model, test_images, info, runtime), test_labels)
+        mean_loss = total_loss.item() / steps_per_epoch
+        row = {"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1}
+        history.append(row, cost.seconds, steps_per_epoch * settings.batch_size)
+        if history.shows(settings.epochs):
+            history.show("training views", shown)
+        total_loss.zero_()
+        checkpoint.save(snapshot((epoch + 1) * steps_per_epoch))
+        return f"epoch {epoch + 1}  loss {mean_loss:.4f}  Acc@1 {acc1:.2f}"
 
     watch = Watch(f"teacher {architecture}", ["loss"], runtime.device)
     with (
         contextlib.closing(source),
         contextlib.closing(store),
-        stop_request(ranks.agree) as stop,
+        stop_request(ranks.agreement) as stop,
         progress(f"teacher {architecture}", total, first) as steps,
     ):
+        if len(history.rows) < first // steps_per_epoch:  # a signal came while the last epoch was measured
+            measure(len(history.rows), stop)
         for step in range(first, total):
             epoch = step // steps_per_epoch
             with cost.measure(runtime):
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(settings, epoch)
-                found = store.fetch(order, step)
+                try:
+                    with stop.at_once():
+                        found = store.fetch(order, step)
+                except Stopped:
+                    watch.check()
+                    checkpoint.save(snapshot(step))
+                    raise
                 views = draw_training_views(size, info, store.cropped).part(ranks.part(size))
                 batch = runtime.images(normalise(to_unit(views.apply(ranks.mine(found.images), info)), info))
                 loss, share = training_loss(batch, ranks.mine(found.labels)), ranks.share(size)
@@ -154,15 +177,9 @@ def train_teacher(
             note = ""
             if (step + 1) % steps_per_epoch == 0:
                 watch.check()
-                acc1 = accuracy(predict(model, test_images, info, runtime), test_labels)
-                mean_loss = total_loss.item() / steps_per_epoch
-                row = {"epoch": epoch + 1, "lr": rate_at(settings, epoch), "loss": mean_loss, "acc1": acc1}
-                history.append(row, cost.seconds, steps_per_epoch * settings.batch_size)
-                if history.shows(settings.epochs):
-                    history.show("training views", to_bytes(denormalise(batch[:SHOWN], info)))
-                total_loss.zero_()
-                note = f"epoch {epoch + 1}  loss {mean_loss:.4f}  Acc@1 {acc1:.2f}"
-                checkpoint.save(snapshot(step + 1))
+                shown = to_bytes(denormalise(batch[:SHOWN], info)).cpu()
+                with contextlib.suppress(Stopped):  # measured when the stage goes on
+                    note = measure(epoch, stop)
             steps.advance(note=note)
             if stop:
                 watch.check()

@@ -117,7 +117,7 @@ def init_bank(
         check_terms(f"init bank, batch {batch + 1}", settings.steps - 1, made.terms)
         return made
 
-    with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request() as stop:
+    with BankWriter(checkpoint.folder / "bank.lmdb", meta) as bank, stop_request(alone=runtime.ranks.world == 1) as stop:
         done = min(bank.blocks // records, len(history.rows))  # a batch is in the bank before its figures are saved
         bank.truncate(done * records)
         history.truncate(done)
@@ -135,7 +135,8 @@ def init_bank(
                     history.show("synthesised", made.images)
                 checkpoint.save({"cost": cost.as_dict(), **history.state()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
-        bank.publish(output)
+        with stop.at_once():
+            bank.publish(output)
     history.publish()
     write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
