@@ -15,7 +15,21 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import bank, cache, memory, methods, objectives, packed, peak, planning, scaling, stream, student, synthesis, viewer
+from benchmarks import (
+    bank,
+    cache,
+    memory,
+    methods,
+    objectives,
+    packed,
+    peak,
+    planning,
+    scaling,
+    stream,
+    student,
+    synthesis,
+    viewer,
+)
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
 from dfkd.errors import UserError, nearest

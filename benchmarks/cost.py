@@ -1,4 +1,4 @@
-"""What a campaign would cost on machines that are not here: `python -m benchmarks.cost --help`; docs/scaling.md has the formula.
+"""What a campaign would cost on machines that are not here: `python -m benchmarks.cost --help`, docs/scaling.md.
 
 Counted: FLOPs of a step (`benchmarks.work`). Computed: steps, bytes, what crosses between jobs. Assumed: the device's peak, the
 share of it that a step reaches, how often the student sees the bank, the share of variations that the filter keeps.
@@ -139,7 +139,7 @@ def run_item(method: str, plan: Plan, work: Work, banks: Mapping[str, float], ne
     own = 0.0 if isinstance(settings, SampledSettings) else bank_bytes(syntheses * batch, plan.size)
     read = sum(banks.values())
     stored = own + 2 * student
-    # own bank: written, then read by evaluation, page, pictures and result; the teacher's: by the run, evaluation and the result
+    # own bank: written, then read by evaluation, page, pictures and result; the teacher's: by the run, evaluation, result
     moved = 2 * (teacher + read) + 5 * own + 5 * student + teacher
     return Item(method, 4 * plan.seeds + 1, plan.seeds * flops, plan.seeds * stored, plan.seeds * moved + read)
 

@@ -93,7 +93,9 @@ def _of_synthesis(time_of: Callable[[int], float], steps: int) -> float:
 
 def card_of(architecture: str) -> WeightsCard:
     """The card of a teacher that nobody trained."""
-    return WeightsCard(architecture=architecture, dataset=INFO, role="teacher", stage="teacher", stage_version=1, settings={}, seed=0)
+    return WeightsCard(
+        architecture=architecture, dataset=INFO, role="teacher", stage="teacher", stage_version=1, settings={}, seed=0
+    )
 
 
 def built(method: str, settings: MethodSettings, options: Options, runtime: Runtime) -> tuple[Synthesizer, Objective]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from benchmarks.allocated import peak_bytes
-from benchmarks.methods import built, card_of, noise_store, student_step
+from benchmarks.methods import built, noise_store, student_step
 from benchmarks.settings import INFO, Options, network
 from benchmarks.table import Row, Section
 from benchmarks.timing import Clock, Variant, first_call, take_turns
@@ -90,7 +90,10 @@ def timed(step: Step, runtime: Runtime) -> Variant:
 
 
 def measure(options: Options) -> Section:
-    """All objectives, taking turns, eager, in the fast path; the teacher's answers are not kept."""
+    """All objectives, taking turns, eager, in the fast path; the teacher's answers are not kept.
+
+    On a CPU its own seconds count: dozens of variants lie far apart in a turn, and a machine's other work is not even.
+    """
     runtime = Runtime.create("fast", options.device)
     store, steps, refused = noise_store(options.transfer_images, runtime), {}, []
     for method in objective_names():
@@ -102,7 +105,7 @@ def measure(options: Options) -> Section:
     for name, variant in variants.items():
         first_call("objectives", name, variant, runtime.device)
     memory = {name: peak_bytes(step, runtime.device) for name, step in steps.items()}
-    samples = take_turns("objectives", variants, options.rounds, options.steps, runtime.device)
+    samples = take_turns("objectives", variants, options.rounds, options.steps, runtime.device, own=True)
     title = f"Student step of the objectives with data: {options.teacher} → {options.student}, batch {options.objective_batch}"
     rows = objective_rows(samples, memory) + refused
     samples |= {f"{name}, bytes allocated at most": [float(found)] for name, found in memory.items()}

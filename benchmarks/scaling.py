@@ -228,7 +228,9 @@ def shard_section(options: Options, folder: Path) -> Section:
         logger.info("scaling, turn %d: %d shards in %.1f s, merged in %.1f s", turn + 1, shards, made, merged)
     if (folder / "merged1.lmdb").read_bytes() != (folder / "merged2.lmdb").read_bytes():
         raise RuntimeError("the banks of 1 and of 2 shards differ")
-    return Section(f"Init bank in shards, one thread each: {options.shard_teacher}, {size_of(settings)}", shard_rows(samples), samples)
+    return Section(
+        f"Init bank in shards, one thread each: {options.shard_teacher}, {size_of(settings)}", shard_rows(samples), samples
+    )
 
 
 def size_of(settings: dict[str, int]) -> str:
@@ -243,7 +245,9 @@ def shard_rows(samples: dict[str, list[float]]) -> list[Row]:
         Row("1 shard", one, "s", note=f"imports included; all turns: {every['1 at a time']}"),
         Row("2 shards at the same time", two, "s", note=f"all turns: {every['2 at a time']}"),
         Row("2 shards / 1 shard", one / two, "×", "≤ 2", "the same bank, byte for byte"),
-        Row("merge of 2 shards", statistics.median(samples["merge 2"]), "s", note="start of the process and imports, most of it"),
+        Row(
+            "merge of 2 shards", statistics.median(samples["merge 2"]), "s", note="start of the process and imports, most of it"
+        ),
     ]
 
 

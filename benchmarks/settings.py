@@ -49,10 +49,10 @@ class Options:
     bank_sizes: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)  # images, of the part `scaling`
     sampled_batches: int = 1000  # that are drawn of each
     shard_teacher: str = "wrn162"
-    shard_batches: int = 8  # of the init bank that is made as 1 and as 2 shards
+    shard_batches: int = 4  # of the init bank that is made as 1 and as 2 shards
     shard_images: int = 32  # of a batch
-    shard_steps: int = 12  # of a batch
-    shard_rounds: int = 3  # turns
+    shard_steps: int = 8  # of a batch
+    shard_rounds: int = 2  # turns
     turns: int = 20  # pages that are turned in the viewer
     peak_size: int = 2048  # of the square matrices
     peak_seconds: float = 0.5  # of a window of products, at least
@@ -60,9 +60,10 @@ class Options:
 
 
 QUICK = {
-    "batch": 32, "student_batch": 32, "method_batch": 32, "objective_batch": 16, "transfer_images": 20_000, "steps": 1, "rounds": 2, "compile": False, "store": 500,
+    "batch": 32, "student_batch": 32, "method_batch": 32, "objective_batch": 16, "transfer_images": 20_000,
+    "steps": 1, "rounds": 2, "compile": False, "store": 500,
     "small_bank": 1000, "large_bank": 10_000, "loads": 3, "files": 200, "plan_jobs": 500, "turns": 5, "peak_windows": 3,
-    "bank_sizes": (1000, 10_000), "sampled_batches": 100, "shard_batches": 2, "shard_steps": 4, "shard_rounds": 1,
+    "bank_sizes": (1000, 10_000), "sampled_batches": 100, "shard_batches": 2, "shard_steps": 2, "shard_rounds": 1,
 }  # fmt: skip
 
 

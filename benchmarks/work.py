@@ -1,7 +1,7 @@
-"""Floating-point operations of the methods' steps, counted as torch executes them: `python -m benchmarks.work` writes work.json.
+"""FLOPs of the methods' steps, counted as torch executes them: `python -m benchmarks.work` writes work.json.
 
-Counted on 32×32 images. In the networks of this field nearly all work is in convolutions, which grows with the number of pixels;
-a multiply-add is 2, and what a step does beyond convolutions and matrix products is not counted.
+Counted on 32×32 images. In the networks of this field nearly all work is in convolutions and grows with the number of pixels.
+A multiply-add is 2; what a step does beyond convolutions and matrix products is not counted.
 """
 
 from __future__ import annotations

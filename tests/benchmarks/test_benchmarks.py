@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,7 +32,8 @@ from dfkd.synthesis.inversion import GeneratorInversion
 CPU = torch.device("cpu")
 TINY = Options(
     teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
-    device="cpu", store=8, objective_batch=4, transfer_images=40, small_bank=300, large_bank=600, loads=2, files=10, plan_jobs=10, turns=2, peak_size=64,
+    device="cpu", store=8, objective_batch=4, transfer_images=40,
+    small_bank=300, large_bank=600, loads=2, files=10, plan_jobs=10, turns=2, peak_size=64,
     peak_seconds=1e-4, peak_windows=2,
 )  # fmt: skip
 
@@ -136,6 +138,16 @@ def test_variants_take_turns():
     found = take_turns("test", {"a": variant("a"), "b": variant("b")}, rounds=2, steps=2, device=CPU)
     assert "".join(order) == "aabbaabb"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 4, "b": 4}
+
+
+def test_a_clock_of_its_own_does_not_count_what_others_take():
+    passed, own = Clock(CPU), Clock(CPU, own=True)
+    for clock in (passed, own):
+        clock.mark()
+        time.sleep(0.05)
+        clock.mark()
+    assert passed.intervals()[0] >= 0.05
+    assert own.intervals()[0] < 0.04
 
 
 def test_rates_ratios_and_fractions_follow_from_the_seconds():
