@@ -8,6 +8,7 @@ from test_benchmarks import TINY
 from benchmarks import scaling, scaling_plot
 from benchmarks.table import as_json
 from dfkd.cli import app
+from dfkd.cli_bank import bank_app
 
 ACTIONS = ["write", "merge", "verify", "open", "load", "batch, resident", "batch, streamed"]
 
@@ -43,7 +44,7 @@ def test_shards_at_a_time_make_the_bank_of_one(tmp_path, monkeypatch):
 
     def stage(*words, threads=1):
         begun.append(words[:2])
-        app(list(words), standalone_mode=False)
+        bank_app(list(words[1:]), standalone_mode=False) if words[0] == "bank" else app(list(words), standalone_mode=False)
         return SimpleNamespace(communicate=lambda: (b"", b""), returncode=0)
 
     monkeypatch.setattr(scaling, "stage", stage)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import gc
 import hashlib
-import inspect
 import io as text_io
 import json
 import os
@@ -78,12 +77,6 @@ def pass_on():
     os.environ[ON_DIVERGENCE] = CONFIG.on_divergence
 
 
-def signed(function):
-    """`function`, its signature worked out once: Snakemake asks for it several times a job, and Python would anew each time."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
 # What the wildcards name, in the order in which settings are looked up.
 PARTS = ("dataset", "teacher", "student", "method")
 
@@ -110,7 +103,6 @@ def own_code(dataset, teacher, student, method):
 def version_of(stage):
     """A params function: the version of the stage, and the code of plugins behind the job's names."""
 
-    @signed
     def version(wildcards):
         own = own_code(*names_of(wildcards))
         return canonical([STAGE_VERSIONS[stage], own]) if own else STAGE_VERSIONS[stage]
@@ -138,14 +130,12 @@ def settings_json(stage, *names):
 def settings_of(stage):
     """A params function: the settings of one job of `stage` as JSON."""
 
-    @signed
     def settings(wildcards):
         return settings_json(stage, *names_of(wildcards))
 
     return settings
 
 
-@signed
 def first_stage_settings(wildcards):
     """The settings of a method's first stage as JSON: those of the method that count there, and no other."""
     names = {key: wildcards[key] for key in ("dataset", "teacher", "student", "method")}
@@ -252,7 +242,6 @@ def bank_stages(wildcards):
     return [stage for stage in ("init-bank", "augment") if stage in used]
 
 
-@signed
 def method_banks(wildcards):
     """The banks that the method starts from: the teacher's, or the one that `transfer_set: bank:PATH` names."""
     kind, value = transferred(wildcards)
@@ -261,7 +250,6 @@ def method_banks(wildcards):
     return [f"{folder}/{bank}.lmdb" for bank in own_banks(wildcards)] + foreign
 
 
-@signed
 def transfer_data(wildcards):
     """The images from outside that `real` and `kd` distil on: a prepared data set, or a folder."""
     kind, value = transferred(wildcards)
@@ -269,7 +257,6 @@ def transfer_data(wildcards):
     return [value] if kind == "folder" else [files[kind]] if kind in files else []
 
 
-@signed
 def image_options(wildcards, input):
     """What a run begins with beside its teacher: `--bank` for each bank, `--data` for images from outside, `--first-stage`."""
     banks = [word for bank in input.banks for word in ("--bank", bank)]
@@ -327,7 +314,6 @@ def evaluation_pictures(folder, pair, method):
     }
 
 
-@signed
 def bank_options(wildcards, input):
     """`--bank` for each bank that the run started from, and for its own."""
     return [word for bank in [*input.banks, input.bank] for word in ("--bank", bank)]
@@ -336,7 +322,6 @@ def bank_options(wildcards, input):
 def per_seed(*names):
     """An input function: these files of every seed's run."""
 
-    @signed
     def files(wildcards):
         run = "results/runs/{method}/{dataset}_{teacher}_{student}".format(**wildcards)
         seeds = seeds_of(wildcards)
@@ -348,7 +333,6 @@ def per_seed(*names):
 def per_compared(*names):
     """An input function: these files of every seed's run of every method that is compared."""
 
-    @signed
     def files(wildcards):
         pair = "{dataset}_{teacher}_{student}".format(**wildcards)
         return [
@@ -409,7 +393,6 @@ def campaign_content(wildcards):
     return canonical(campaign_named(wildcards.campaign).model_dump(mode="json"))
 
 
-@signed
 def generators(wildcards):
     """The generators of every seed's run, of a method that keeps them."""
     wanted = ["generator.safetensors"] if METHODS[wildcards.method].generator else []
@@ -419,7 +402,6 @@ def generators(wildcards):
 def first_stages(*names):
     """An input function: these files of the first stage of every seed's run, of a method that has one."""
 
-    @signed
     def files(wildcards):
         return (
             per_seed(*names)(wildcards) if METHODS[wildcards.method].first_stage else []
@@ -428,7 +410,6 @@ def first_stages(*names):
     return files
 
 
-@signed
 def bank_costs(wildcards):
     """The cost files of the stages that make the method's banks."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
@@ -439,7 +420,6 @@ def bank_costs(wildcards):
     return [path for stage in bank_stages(wildcards) for path in files[stage]]
 
 
-@signed
 def bank_pictures(wildcards):
     """The pictures and pages of the banks that the method starts from."""
     folder = f"results/banks/{wildcards.dataset}_{wildcards.teacher}"
@@ -455,7 +435,6 @@ def bank_pictures(wildcards):
     return [f"{folder}/{name}" for bank in own_banks(wildcards) for name in names[bank]]
 
 
-@signed
 def config_hash(wildcards):
     """SHA-256 of everything in the config that decides this result."""
     stages = ["teacher", *bank_stages(wildcards), "distill", "evaluate"]
@@ -479,7 +458,6 @@ def config_hash(wildcards):
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
-@signed
 def result_options(wildcards, input):
     """The options of `dfkd result` that say which file is what: metrics, costs per stage, artefacts."""
     costs = [("teacher", input.teacher_cost)]
@@ -519,7 +497,6 @@ def scratch_settings(wildcards):
 def per_scratch_seed(*names):
     """An input function: these files of every seed's student from scratch."""
 
-    @signed
     def files(wildcards):
         run = "results/runs/scratch/{dataset}_{student}".format(**wildcards)
         seeds = seeds_of(wildcards)

@@ -49,9 +49,11 @@ rule run_pictures:
         history="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/history.csv",
         timing="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/timing.csv",
         cost="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/cost.json",
-        # named by their rule, so that Snakemake need not look for it among all rules: most of a campaign's files are these
-        metrics=rules.evaluate.output.metrics,
-        pictures=[rules.evaluate.output.get(name) for name in EVALUATION_PICTURES],
+        metrics="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/metrics.json",
+        pictures=expand(
+            "results/runs/{{method}}/{{dataset}}_{{teacher}}_{{student}}/seed{{seed}}/{name}.png",
+            name=EVALUATION_PICTURES,
+        ),
         bank="results/runs/{method}/{dataset}_{teacher}_{student}/seed{seed}/bank.lmdb",
     output:
         summary=report(
