@@ -15,7 +15,21 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import bank, cache, memory, methods, packed, peak, planning, stream, student, synthesis, viewer
+from benchmarks import (
+    bank,
+    cache,
+    memory,
+    methods,
+    objectives,
+    packed,
+    peak,
+    planning,
+    scaling,
+    stream,
+    student,
+    synthesis,
+    viewer,
+)
 from benchmarks.settings import QUICK, Options
 from benchmarks.table import Section, as_json, markdown, print_sections
 from dfkd.errors import UserError, nearest
@@ -24,7 +38,10 @@ from dfkd.progress import setup_logging
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime, can_compile, multiplies_bf16
 
-PARTS = ("synthesis", "student", "cache", "methods", "bank", "memory", "stream", "packed", "planning", "viewer")
+PARTS = (
+    "synthesis", "student", "cache", "objectives", "methods", "bank", "memory", "stream", "packed", "planning", "viewer",
+)  # fmt: skip
+BY_NAME = ("scaling",)  # only where it is asked for: minutes, and gigabytes on the disk
 LATEST = Path(__file__).resolve().parent / "latest.md"
 
 
@@ -32,8 +49,8 @@ def chosen_parts(text: str) -> list[str]:
     """Names separated by commas. Raises a `UserError` at an unknown one."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in PARTS:
-            raise UserError(f"--only {name}: no such part of the benchmark; {nearest(name, PARTS)}.")
+        if name not in (*PARTS, *BY_NAME):
+            raise UserError(f"--only {name}: no such part of the benchmark; {nearest(name, (*PARTS, *BY_NAME))}.")
     return names
 
 
@@ -48,6 +65,8 @@ def measure(options: Options, parts: list[str]) -> list[Section]:
             sections.append(student.measure(options, peaks))
         if "cache" in parts:
             sections.append(cache.measure(options))
+        if "objectives" in parts:
+            sections.append(objectives.measure(options))
         if "methods" in parts:
             sections.append(methods.measure(options))
         if "bank" in parts:
@@ -62,6 +81,8 @@ def measure(options: Options, parts: list[str]) -> list[Section]:
             sections.append(planning.measure(options, Path(folder)))
         if "viewer" in parts:
             sections.append(viewer.measure(options, Path(folder)))
+        if "scaling" in parts:
+            sections += scaling.measure(options, Path(folder))
     return sections
 
 
@@ -120,7 +141,7 @@ def run(
     }  # fmt: skip
     options = replace(options, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     options = replace(options, store=max(options.store, options.student_batch))
-    whole = not quick and len(parts) == len(PARTS)
+    whole = not quick and set(PARTS) <= set(parts)
     target = output or (LATEST if whole else None)
     sections = measure(options, parts)
     described = about(options, sys.argv[1:])

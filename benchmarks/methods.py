@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +16,16 @@ from benchmarks.table import Row, Section
 from benchmarks.timing import Clock
 from benchmarks.variants import set_switches
 from dfkd.datasets.views import normalise, random_views, to_unit
-from dfkd.distillation.objective import Batch
+from dfkd.distillation.objective import Batch, Objective
 from dfkd.distillation.run import build_method
 from dfkd.distillation.schedule import count_syntheses, count_turns, rate_at
-from dfkd.distillation.store import ImageStore, ShuffledPasses
+from dfkd.distillation.store import ImageStore
 from dfkd.methods import ALIASES, METHODS, MethodSettings
 from dfkd.models.weights import WeightsCard
 from dfkd.runtime import Runtime, seed_everything
 from dfkd.settings import InitBankSettings
 from dfkd.synthesis.inversion import GeneratorInversion
-from dfkd.synthesis.synthesizer import FreshSynthesizer
+from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesizer
 
 logger = logging.getLogger(__name__)
 
@@ -90,49 +91,63 @@ def _of_synthesis(time_of: Callable[[int], float], steps: int) -> float:
     return short + (steps - TIMED[0]) * step
 
 
+def card_of(architecture: str) -> WeightsCard:
+    """The card of a teacher that nobody trained."""
+    return WeightsCard(
+        architecture=architecture, dataset=INFO, role="teacher", stage="teacher", stage_version=1, settings={}, seed=0
+    )
+
+
+def built(method: str, settings: MethodSettings, options: Options, runtime: Runtime) -> tuple[Synthesizer, Objective]:
+    """The halves of a method, with networks of its own."""
+    seed_everything(0)
+    teacher = runtime.place(network(options.teacher, seed=0).requires_grad_(False))
+    student = runtime.place(network(options.student, seed=1, blocks=settings.blocks))
+    return build_method(method, teacher, student, card_of(options.teacher), settings, runtime)
+
+
+def noise_store(count: int, runtime: Runtime) -> ImageStore:
+    """So many images of noise on the device, as many of each class."""
+    store = ImageStore(count, INFO.shape, runtime)
+    labels = torch.arange(count) % len(INFO.classes)
+    store.append(torch.randint(0, 256, (count, *INFO.shape), dtype=torch.uint8), labels)
+    return store
+
+
+def student_step(synthesizer: Synthesizer, objective: Objective, store: ImageStore) -> Callable[[], None]:
+    """A step of the student, on fresh images if the method makes those, else on random views of the store's."""
+    objective.begin(store)
+    size, runtime = objective.settings.batch_size, objective.runtime
+    order = store.passes(size, "benchmark")
+    numbers = itertools.count()
+
+    def step() -> None:
+        if isinstance(synthesizer, FreshSynthesizer):
+            objective.step(Batch(runtime.images(synthesizer.batch(size)), torch.empty(0, dtype=torch.int64)))
+            return
+        found = store.fetch(order, next(numbers))
+        views = normalise(to_unit(random_views(found.images, INFO)), INFO)
+        objective.step(Batch(runtime.images(views), found.labels, found.rows))
+
+    return step
+
+
 def measure_method(method: str, options: Options, runtime: Runtime, before: float) -> Budget:
     """Time one method, half way through its recipe: what is switched on by then is on."""
     settings = published(method, options.method_batch)
     epoch = max(settings.epochs // 2, settings.warmup)
-    images = torch.randint(0, 256, (options.store, *INFO.shape), dtype=torch.uint8)
-    labels = torch.randint(0, len(INFO.classes), (options.store,))
-
-    def built(changed: MethodSettings):  # type: ignore[no-untyped-def]
-        seed_everything(0)
-        teacher = runtime.place(copy.deepcopy(network(options.teacher, seed=0)).requires_grad_(False))
-        student = runtime.place(network(options.student, seed=1))
-        card = WeightsCard(
-            architecture=options.teacher, dataset=INFO, role="teacher", stage="teacher", stage_version=1, settings={}, seed=0
-        )
-        return build_method(method, teacher, student, card, changed, runtime)
-
     set_switches(runtime)
     steps: int = getattr(settings, "g_steps", 0)
 
     def synthesis(count: int) -> float:
-        synthesizer, objective = built(settings.model_copy(update={"g_steps": count}))
+        synthesizer, objective = built(method, settings.model_copy(update={"g_steps": count}), options, runtime)
         objective.begin_epoch(epoch, rate_at(settings, epoch))
         return seconds(lambda: synthesizer.synthesize(epoch), runtime.device, options.steps)
 
     made = _of_synthesis(synthesis, steps) if steps else 0.0
-    synthesizer, objective = built(settings)
+    synthesizer, objective = built(method, settings, options, runtime)
     objective.begin_epoch(epoch, 1e-3)
-    store = ImageStore(len(images), INFO.shape, runtime)
-    store.append(images, labels)
-    objective.begin(store)
-    order = ShuffledPasses(len(images), settings.batch_size, "benchmark")
-    numbers: Iterator[int] = iter(range(10**9))
-
-    def student_step() -> None:
-        if isinstance(synthesizer, FreshSynthesizer):
-            images = runtime.images(synthesizer.batch(settings.batch_size))
-            objective.step(Batch(images, torch.empty(0, dtype=torch.int64)))
-            return
-        index = order.batch(next(numbers)).to(runtime.device)
-        views = normalise(to_unit(random_views(store.images[index], INFO)), INFO)
-        objective.step(Batch(runtime.images(views), store.labels[index], index))
-
-    student = seconds(student_step, runtime.device, options.steps)
+    student = seconds(student_step(synthesizer, objective, noise_store(options.store, runtime)), runtime.device, options.steps)
     syntheses = count_syntheses(settings)
     budget = Budget(
         made, syntheses, steps, student, count_turns(settings) - syntheses, before if METHODS[method].banks else 0.0

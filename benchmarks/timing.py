@@ -14,10 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 class Clock:
-    """Marks moments of a device's work; on a GPU by events, so that nothing waits until `intervals` is asked for."""
+    """Marks moments of a device's work; on a GPU by events, so that nothing waits until `intervals` is asked for.
 
-    def __init__(self, device: torch.device) -> None:
+    With `own`, seconds on a CPU are those that this process (all its threads) had it, not those that passed: what other
+    processes take away meanwhile does not count.
+    """
+
+    def __init__(self, device: torch.device, own: bool = False) -> None:
         self._cuda = device.type == "cuda"
+        self._now = time.process_time if own else time.perf_counter
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []
 
@@ -27,7 +32,7 @@ class Clock:
             event.record()
             self._events.append(event)
         else:
-            self._times.append(time.perf_counter())
+            self._times.append(self._now())
 
     def intervals(self) -> list[float]:
         """Seconds between successive marks."""
@@ -53,13 +58,13 @@ def first_call(title: str, name: str, variant: Variant, device: torch.device) ->
 
 
 def take_turns(
-    title: str, variants: Mapping[str, Variant], rounds: int, steps: int, device: torch.device
+    title: str, variants: Mapping[str, Variant], rounds: int, steps: int, device: torch.device, own: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of every step of every variant: a, b, c, a, b, c, …"""
+    """Seconds of every step of every variant: a, b, c, a, b, c, …; `own` as `Clock` has it."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         for name, variant in variants.items():
-            clock = Clock(device)
+            clock = Clock(device, own)
             variant(steps, clock)
             seconds = clock.intervals()
             found[name] += seconds

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import bank, memory, planning, reference
 from benchmarks.cache import HITS, MISSES, OFF, cache_rows
 from benchmarks.flops import aligner_flops, forward_flops, generator_flops, student_flops, synthesis_flops
 from benchmarks.methods import INIT_BANK, Budget, measure_method, published
+from benchmarks.objectives import objective_names
 from benchmarks.peak import Peaks
 from benchmarks.settings import INFO, QUICK, Options, network
 from benchmarks.table import Row, Section, markdown
@@ -30,7 +32,8 @@ from dfkd.synthesis.inversion import GeneratorInversion
 CPU = torch.device("cpu")
 TINY = Options(
     teacher="wrn161", student="wrn161", batch=4, student_batch=4, method_batch=4, steps=1, rounds=2, compile=False,
-    device="cpu", store=8, small_bank=300, large_bank=600, loads=2, files=10, plan_jobs=10, turns=2, peak_size=64,
+    device="cpu", store=8, objective_batch=4, transfer_images=40,
+    small_bank=300, large_bank=600, loads=2, files=10, plan_jobs=10, turns=2, peak_size=64,
     peak_seconds=1e-4, peak_windows=2,
 )  # fmt: skip
 
@@ -137,6 +140,16 @@ def test_variants_take_turns():
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 4, "b": 4}
 
 
+def test_a_clock_of_its_own_does_not_count_what_others_take():
+    passed, own = Clock(CPU), Clock(CPU, own=True)
+    for clock in (passed, own):
+        clock.mark()
+        time.sleep(0.05)
+        clock.mark()
+    assert passed.intervals()[0] >= 0.05
+    assert own.intervals()[0] < 0.04
+
+
 def test_rates_ratios_and_fractions_follow_from_the_seconds():
     samples = {ORIGINAL: [4.0, 5.0, 90.0], REFERENCE: [3.0] * 3, EAGER: [2.0] * 3, COMPILED: [1.0, 1.0, 7.0]}
     first = {ORIGINAL: 6.0, REFERENCE: 3.0, EAGER: 2.5, COMPILED: 62.5}
@@ -193,6 +206,7 @@ def test_every_row_is_printed_and_written(tmp_path, monkeypatch, capsys, caplog)
         "server: resident memory", "plan 28 jobs from nothing", "plan 28 jobs once complete",
         "plan 28 jobs once complete: peak", *(row.name for row in cache_rows({OFF: [3.0], HITS: [1.0], MISSES: [3.0]}, 4)),
     ]  # fmt: skip
+    expected += [*objective_names(), "kdrefine, actdb", "kd-ab: first stage", "kd-fsp: first stage"]
     expected += [INIT_BANK, *(name for name, own in METHODS.items() if name not in ALIASES and not own.transfer)]
     assert set(expected) <= set(names)
     assert names.count(ORIGINAL) == 2  # synthesis and student
