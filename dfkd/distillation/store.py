@@ -52,8 +52,12 @@ class ImageStore:
         self.count = end
 
     def append_bank(self, reader: BankReader) -> None:
-        """Copy a bank's images and labels behind those that are there."""
-        if len(reader):
+        """Copy a bank's images and labels behind those that are there. Raises ValueError beyond the capacity."""
+        end = self.count + len(reader)
+        if self.images.device.type == "cpu" and self.count < end <= len(self.images):  # no second copy of a large bank
+            self.labels[self.count : end] = torch.from_numpy(reader.gather(self.images[self.count : end].numpy()).labels)
+            self.count = end
+        elif len(reader):
             arrays = reader.load()
             self.append(arrays.images, arrays.labels)
 
