@@ -39,6 +39,8 @@ sys.exit(status)
 
 def serve(address):
     """Import what the stages need, then fork for every call. Ends with its parent."""
+    from diffusers import DDIMScheduler, UNet2DModel  # noqa: F401 - which the stage imports when it starts
+
     import dfkd.diffusion.augment
     import dfkd.distillation.distill
     import dfkd.evaluation.evaluate
