@@ -105,8 +105,14 @@ def _run(words, folder, environment, streams):
     sys.argv = ["dfkd", *words[1:]]
     from dfkd.cli import main
 
-    main()
-    sys.exit()
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to take the imports down takes longer than many a stage
 
 
 class Warm:
