@@ -43,7 +43,7 @@ class Divergence(UserError):
             f"lower {rates}, or run the same command with --on-divergence rollback, which goes on from there at half the rate."
         )
 
-    def __reduce__(self) -> tuple[type[Divergence], tuple[str, int, str, str]]:
+    def __reduce__(self) -> tuple[type[UserError], tuple[Any, ...]]:
         return Divergence, (self.what, self.step, self.term, self.rates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -15,6 +16,9 @@ class UserError(Exception):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(" ".join(line.strip() for line in sentence.splitlines()))
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[Any, ...]]:
+        return UserError, (str(self),)  # what another process has to know of it
 
 
 class ProcessLost(UserError):

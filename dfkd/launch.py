@@ -95,11 +95,15 @@ def _gpus_of_the_job() -> int:
     return max(1, min(wanted_gpus(), len(visible_gpus())))
 
 
-def see_own_gpu() -> None:
-    """Leave of the visible GPUs the one that is this process's, if there are any. Call it before anything asks CUDA."""
+def see_own_gpu() -> bool:
+    """Leave to one of several processes the GPU with its number, if there are any; whether it is one of several.
+
+    Call it before anything asks CUDA what there is.
+    """
     own = place()
     if own is not None:
         keep_one(own.local)
+    return own is not None
 
 
 def leave_word(error: Exception, status: int) -> NoReturn:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import logging
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from dfkd.errors import ProcessLost, UserError
 from dfkd.files import file_sha256
 from dfkd.locks import NAME, hold, release
 from dfkd.progress import Stopped, StopRequest
+from dfkd.shared_norm import Moments, share_statistics
 
 if TYPE_CHECKING:
     from dfkd.provenance import Cost
@@ -103,7 +103,7 @@ class Ranks:
             return part
         found = part.new_zeros(count, *part.shape[1:])
         found[rows or self.part(count)] = part
-        return self._sum(found)  # with zeros alone, so that no bit changes
+        return self.sum(found)  # with zeros alone, so that no bit changes
 
     def backward(self, loss: torch.Tensor, optimiser: torch.optim.Optimizer, share: float = 1.0) -> None:
         """Gradients of the whole batch's mean loss, from the mean over this part, in all that the optimiser trains."""
@@ -113,13 +113,13 @@ class Ranks:
         (loss * share).backward()
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        flat = self._sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        flat = self.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
     def mean(self, values: torch.Tensor, share: float) -> torch.Tensor:
         """Means over this part → the means over the whole batch, detached."""
-        return values if self.world == 1 else self._sum(values.detach() * share)
+        return values if self.world == 1 else self.sum(values.detach() * share)
 
     def means(
         self, loss: torch.Tensor, terms: dict[str, torch.Tensor], share: float
@@ -141,7 +141,7 @@ class Ranks:
         """The largest value of all processes: whether one of them was asked to stop, say. Nothing waits for a GPU."""
         if self.world == 1:
             return value
-        found = torch.tensor(value)
+        found = torch.tensor(int(value))
         with _together():
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return int(found)
@@ -192,14 +192,11 @@ class Ranks:
         if self.world == 1:
             return
         for network in networks:
-            for layer in network.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, SharedNorm | nn.SyncBatchNorm):
-                    layer.__class__ = _shared(type(layer))  # type: ignore[assignment, arg-type]
-                    layer.ranks = self  # type: ignore[assignment]
+            share_statistics(network, self)
 
     def moments(self, variance: torch.Tensor, mean: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Biased variance [C] and mean [C] over this part, of `count` images → over the whole batch; differentiable."""
-        return (variance, mean) if self.world == 1 else _Moments.apply(variance, mean, count, self)
+        return (variance, mean) if self.world == 1 else Moments.apply(variance, mean, count, self)
 
     def combine(self, variance: torch.Tensor, mean: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
         """The same without a graph: variance and mean over all in float64, the parts' shares [W], and what all count.
@@ -207,14 +204,14 @@ class Ranks:
         Deviations are taken from the whole mean (Chan et al. 1979), so that no digits are lost. Every process adds the same
         numbers in the same order, and has the same bits.
         """
-        table = torch.zeros(self.world, 2 * len(mean) + 1, dtype=torch.float64, device=mean.device)
-        table[self.rank] = torch.cat([variance.double(), mean.double(), mean.new_tensor([count], dtype=torch.float64)])
-        variances, means, counts = self._sum(table).split([len(mean), len(mean), 1], 1)
+        table = mean.new_zeros(self.world, 2 * len(mean) + 1, dtype=torch.float64)
+        table[self.rank] = torch.cat([variance.double(), mean.double(), table.new_full((1,), count)])
+        variances, means, counts = self.sum(table).split([len(mean), len(mean), 1], 1)
         shares = counts / counts.sum()
         middle = (shares * means).sum(0)
         return (shares * (variances + (means - middle).square())).sum(0), middle, shares[:, 0], counts.sum()
 
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
         with _together():
             torch.distributed.all_reduce(values)
@@ -234,92 +231,6 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         logger.debug("%s", error)
         raise ProcessLost from error
-
-
-class _Moments(torch.autograd.Function):
-    """See `Ranks.moments`. What is done with the whole moments is done by every process, each with its share of the loss."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, variance: torch.Tensor, mean: torch.Tensor, count: int, ranks: Ranks
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        spread, middle, shares, _ = ranks.combine(variance, mean, count)
-        ctx.ranks, share = ranks, shares[ranks.rank].to(mean.dtype)
-        ctx.save_for_backward(share, (mean - middle).to(mean.dtype))
-        return spread.to(variance.dtype), middle.to(mean.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        share, apart = ctx.saved_tensors
-        of_variance, of_mean = ctx.ranks._sum(torch.stack(gradients))
-        return share * of_variance, share * (of_mean + 2 * apart * of_variance), None, None
-
-
-class _Normalise(torch.autograd.Function):
-    """BatchNorm by the moments of the whole batch; gives also these moments and what they are of, without a graph."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float, ranks: Ranks
-    ) -> tuple[torch.Tensor, ...]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        local = torch.var_mean(wide, dim=[0, *range(2, x.dim())], correction=0)
-        variance, mean, _, total = ranks.combine(*local, x.numel() // x.shape[1])
-        variance, mean = variance.to(wide.dtype), mean.to(wide.dtype)
-        ctx.save_for_backward(x, weight, mean, variance, total)
-        ctx.epsilon, ctx.ranks = epsilon, ranks
-        ctx.mark_non_differentiable(mean, variance, total)
-        return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, epsilon)[0], mean, variance, total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, mean, variance, total = ctx.saved_tensors
-        direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.epsilon, [True, True, True]
-        )
-        scale = (variance + ctx.epsilon).rsqrt()
-        # d mean and d variance, which every image of the whole batch had a part in
-        along, across = ctx.ranks._sum(torch.stack([of_weight, of_bias])) / total.to(of_weight.dtype)
-        slope = -weight * scale.square() * along
-        offset = -weight * scale * across - slope * mean
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        own = direct + x * slope.view(shape) + offset.view(shape)
-        return own.to(x.dtype), of_weight, of_bias, None, None
-
-
-class SharedNorm(nn.modules.batchnorm._BatchNorm):
-    """A BatchNorm layer whose statistics in training are those of all processes' images; in eval mode what it was."""
-
-    ranks: Ranks
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B,C,…], a part of the whole batch, normalised by the moments of all of it."""
-        if not self.training and self.running_mean is not None:
-            return super().forward(x)
-        self._check_input_dim(x)
-        one = x.new_ones(self.num_features, dtype=torch.promote_types(x.dtype, torch.float32))
-        weight, bias = (one, 0 * one) if self.weight is None else (self.weight, self.bias)
-        out, mean, variance, total = _Normalise.apply(x, weight, bias, self.eps, self.ranks)
-        if self.training and self.track_running_stats:
-            self._remember(mean, variance * (total / (total - 1)).to(variance.dtype))
-        return out
-
-    @torch.no_grad()
-    def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """Move the running statistics towards the batch's, as PyTorch does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        for kept, fresh in ((self.running_mean, mean), (self.running_var, variance)):
-            kept.mul_(1 - momentum).add_(fresh.to(kept.dtype), alpha=momentum)
-
-
-@functools.cache
-def _shared(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of a layer of this class that shares its statistics: still one of it, with the same names in its state."""
-    return type(f"Shared{kind.__name__}", (SharedNorm, kind), {})
 
 
 @contextlib.contextmanager

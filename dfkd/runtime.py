@@ -19,7 +19,7 @@ import torch
 from dfkd.energy import Counter, counters_of, sources
 from dfkd.errors import UserError
 from dfkd.gpus import take_gpus
-from dfkd.launch import see_own_gpu
+from dfkd.launch import place, see_own_gpu
 from dfkd.parallel import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,12 @@ class Runtime:
     def create(cls, precision: Precision = "fast", device: str = "auto", compile: bool = False) -> Runtime:
         """Choose the device (`auto`, `cpu`, `cuda`, `cuda:N`) and what it can do.
 
-        `auto` and `cuda` are a GPU of this process's own where jobs share a machine (`dfkd.gpus`).
+        `auto` and `cuda` are a GPU of this process's own where jobs share a machine (`dfkd.gpus`), or processes a job.
 
         Raises:
             UserError: the device does not exist here.
         """
-        if device in ("auto", "cuda"):
+        if device in ("auto", "cuda") and not see_own_gpu():
             take_gpus()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,14 +79,12 @@ class Runtime:
 
         Nothing is compiled there: what is summed over processes in the middle of a step is not for the compiler.
         """
-        if device in ("auto", "cuda"):
-            take_gpus()
-            see_own_gpu()
-        alone = cls.create(precision, device, compile)
+        shared = place() is not None
+        alone = cls.create(precision, device, compile and not shared)
         ranks = Ranks.join(alone.device)
-        if ranks.world > 1 and alone.compile:
+        if shared and compile and ranks.first:
             logger.info("several processes: running eagerly")
-        return replace(alone, ranks=ranks, compile=alone.compile and ranks.world == 1)
+        return replace(alone, ranks=ranks)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 for convolutions and products in the fast path; nothing otherwise."""

@@ -149,7 +149,7 @@ def stage(program, tiny_data, tiny_teacher, tiny_bank, tmp_path):
         "teacher": ["epochs=12", "batch_size=31", "lr=0.1", "milestones=[9]"],
         "init-bank": ["batches=7", "batch_size=24", "steps=6", "latent_size=16", "width=8"],
         "augment": [
-            *("backend=bank-diffusion", "share=0.5", "variations=20"),
+            *("backend=bank-diffusion", "share=0.375", "variations=20"),
             *(f"bank_diffusion.{own}" for own in ("channels=[8,16]", "train_steps=12", "batch_size=15", "sampling_steps=3")),
         ],
         "distill": [
@@ -171,7 +171,7 @@ def stage(program, tiny_data, tiny_teacher, tiny_bank, tmp_path):
     }
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
 
     def start(name, folder, ranks, *more):
         out = tmp_path / folder
@@ -215,7 +215,7 @@ def test_a_teacher_killed_and_stopped_on_other_numbers_of_processes(stage):
     assert len(children) == 2
     (second,) = {*children} - {first}
     os.kill(second, signal.SIGKILL)
-    log = process.communicate(timeout=60)[1]
+    log = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + signal.SIGKILL
     told = "dfkd: process 2 of 2 was ended by signal 9, for want of memory perhaps; run the same command again to continue.\n"
     assert log.count("dfkd:") == 1
@@ -225,7 +225,7 @@ def test_a_teacher_killed_and_stopped_on_other_numbers_of_processes(stage):
     assert "resuming" in next(process.stderr)
     assert any("epoch 5 " in line for line in process.stderr)
     process.terminate()
-    log = process.communicate(timeout=60)[1]
+    log = process.communicate(timeout=300)[1]
     assert process.returncode == 143
     assert log.count("dfkd: stopped by signal 15; run the same command again to continue\n") == log.count("dfkd:") == 1
     assert not (out / "out" / "weights.safetensors").exists()
@@ -267,7 +267,7 @@ def test_the_init_bank_has_the_same_bytes_on_any_number_of_processes(stage):
     process, _ = stage("init-bank", "changed", 2)
     assert any("batches 2/7" in line for line in process.stderr)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143
     changed, log = finish(stage("init-bank", "changed", 3))
     assert "resuming" in log
@@ -284,15 +284,15 @@ def test_variations_are_made_once_each(stage):
         arrays = bank.load()
         made += list(zip(arrays.parents.tolist(), arrays.scores["variation"].int().tolist(), strict=True))
     varied = [pair for pair in made if pair[1] >= 0]
-    assert len(varied) == len(set(varied)) == 48 * 20
+    assert len(varied) == len(set(varied)) == 36 * 20
 
-    # a UNet that one process has trained: what three make of it then has the bytes that one makes
+    # a UNet that one process has trained: what two make of it then, in three blocks, has the bytes that one makes
     process, _ = stage("augment", "changed", 1)
     assert any("bank diffusion 12/12" in line for line in process.stderr)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143
-    changed, _ = finish(stage("augment", "changed", 3))
+    changed, _ = finish(stage("augment", "changed", 2))
     for name in ("kept.lmdb", "rejected.lmdb", "kept.history.csv"):
         assert (changed / name).read_bytes() == (whole / name).read_bytes()
 
