@@ -215,11 +215,16 @@ def shard_seconds(teacher: Path, folder: Path, shards: int, settings: dict[str, 
     return made - begin, merged - made
 
 
+def shard_settings(options: Options) -> dict[str, int]:
+    """Of the init bank that is made several times."""
+    return {"batches": options.shard_batches, "batch_size": options.shard_images, "steps": options.shard_steps}
+
+
 def shard_section(options: Options, folder: Path) -> Section:
     """1 and 2 shards in turns."""
     teacher = folder / "teacher" / "weights.safetensors"
     save_weights(teacher, network(options.shard_teacher, seed=0), card_of(options.shard_teacher))
-    settings = {"batches": options.shard_batches, "batch_size": options.shard_images, "steps": options.shard_steps}
+    settings = shard_settings(options)
     samples: dict[str, list[float]] = {}
     for turn, shards in itertools.product(range(options.shard_rounds), (1, 2)):
         made, merged = shard_seconds(teacher, folder, shards, settings)
@@ -231,6 +236,44 @@ def shard_section(options: Options, folder: Path) -> Section:
     return Section(
         f"Init bank in shards, one thread each: {options.shard_teacher}, {size_of(settings)}", shard_rows(samples), samples
     )
+
+
+def rank_seconds(teacher: Path, folder: Path, ranks: int, settings: dict[str, int]) -> float:
+    """Seconds of an init bank made by one job of so many processes, one thread each, imports included."""
+    given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    bank = folder / f"ranks{ranks}.lmdb"
+    begin = time.perf_counter()
+    finished(
+        [
+            stage(
+                "init-bank", "--teacher", str(teacher), "--ranks", str(ranks), "--device", "cpu",
+                "--checkpoints", str(folder / f"{bank.stem}.checkpoints"), "-o", str(bank), *given,
+            )
+        ]
+    )  # fmt: skip
+    return time.perf_counter() - begin
+
+
+def rank_section(options: Options, folder: Path) -> Section:
+    """One job of 1 and of 2 processes in turns; the teacher is the one that `shard_section` has left."""
+    teacher, settings = folder / "teacher" / "weights.safetensors", shard_settings(options)
+    samples: dict[str, list[float]] = {}
+    for turn, ranks in itertools.product(range(options.shard_rounds), (1, 2)):
+        samples.setdefault(f"{ranks} ranks", []).append(rank_seconds(teacher, folder, ranks, settings))
+        logger.info("scaling, turn %d: %d ranks in %.1f s", turn + 1, ranks, samples[f"{ranks} ranks"][-1])
+    title = f"Init bank in one job, one thread a process: {options.shard_teacher}, {size_of(settings)}"
+    return Section(title, rank_rows(samples), samples)
+
+
+def rank_rows(samples: dict[str, list[float]]) -> list[Row]:
+    """Medians, and how many times as fast two are."""
+    one, two = (statistics.median(samples[f"{ranks} ranks"]) for ranks in (1, 2))
+    every = {name: ", ".join(f"{seconds:.1f}" for seconds in found) for name, found in samples.items()}
+    return [
+        Row("1 rank", one, "s", note=f"imports included; all turns: {every['1 ranks']}"),
+        Row("2 ranks", two, "s", note=f"all turns: {every['2 ranks']}"),
+        Row("2 ranks / 1 rank", one / two, "×", "≤ 2"),
+    ]
 
 
 def size_of(settings: dict[str, int]) -> str:
@@ -252,7 +295,7 @@ def shard_rows(samples: dict[str, list[float]]) -> list[Row]:
 
 
 def measure(options: Options, folder: Path) -> list[Section]:
-    """Banks of every size, then shards."""
+    """Banks of every size, then shards, then ranks."""
     with children() as run:
         curves = {count: bank_curve(count, folder, run, options.sampled_batches) for count in options.bank_sizes}
-    return [bank_section(curves), shard_section(options, folder)]
+    return [bank_section(curves), shard_section(options, folder), rank_section(options, folder)]

@@ -55,6 +55,24 @@ def test_shards_at_a_time_make_the_bank_of_one(tmp_path, monkeypatch):
     assert len(section.samples["2 at a time"]) == 1
 
 
+def test_ranks_are_those_of_one_job(tmp_path, monkeypatch):
+    begun = []
+
+    def stage(*words, threads=1):
+        begun.append(words)
+        return SimpleNamespace(communicate=lambda: (b"", b""), returncode=0)
+
+    monkeypatch.setattr(scaling, "stage", stage)
+    section = scaling.rank_section(replace(TINY, shard_rounds=1), tmp_path)
+    assert [words[words.index("--ranks") + 1] for words in begun] == ["1", "2"]
+    assert [row.name for row in section.rows] == ["1 rank", "2 ranks", "2 ranks / 1 rank"]
+
+
+def test_two_ranks_are_held_against_one():
+    rows = {row.name: row.value for row in scaling.rank_rows({"1 ranks": [9.0, 12.0, 10.0], "2 ranks": [5.0, 4.0, 6.0]})}
+    assert rows == {"1 rank": 10, "2 ranks": 5, "2 ranks / 1 rank": 2}
+
+
 def test_a_stage_that_fails_says_why():
     process = SimpleNamespace(communicate=lambda: (b"", b"dfkd: no such teacher."), returncode=2)
     with pytest.raises(RuntimeError, match="no such teacher"):
