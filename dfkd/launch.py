@@ -106,7 +106,7 @@ def see_own_gpu() -> bool:
     return own is not None
 
 
-def leave_word(error: Exception, status: int) -> NoReturn:
+def leave_word(error: BaseException, status: int) -> NoReturn:
     """End with a status and the one sentence of an error: told here, or by the process that has launched this one."""
     own, text = place(), f"{error}"
     if own is None or not own.folder:
