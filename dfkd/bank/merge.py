@@ -106,5 +106,11 @@ def _same_origin(first: BankReader, other: BankReader) -> None:
             raise UserError(
                 f"{other.path}: its {WORDS.get(name, name)} is not that of {first.path}; merge shards of one bank only."
             )
-    if left.blocks and right.blocks and set(first.block(0).scores) != set(other.block(0).scores):
+    if left.blocks and right.blocks and _scores(first) != _scores(other):
         raise UserError(f"{other.path}: its scores are not those of {first.path}; merge shards of one bank only.")
+
+
+def _scores(reader: BankReader) -> set[str]:
+    """Names of the scores of a shard that has images."""
+    with _remade_alone():
+        return set(reader.block(0).scores)
