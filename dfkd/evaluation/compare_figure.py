@@ -203,14 +203,16 @@ def _label(axes: Axes, title: str, across: str) -> None:
     axes.set_xlabel(across, fontsize=8)
 
 
-def draw_images(results: Sequence[ResultFile], runs: Path) -> Image.Image:
-    """A row per method: the first images of the bank of its first seed's run; empty for a run that makes none."""
-    rows, size = [], 1
+def draw_images(results: Sequence[ResultFile], runs: Path) -> Image.Image | None:
+    """A row per method that makes images: the first ones of the bank of its first seed's run. None where no method does."""
+    rows, names, size = [], [], 1
     for result in results:
         reader = BankReader(run_folders(result, runs)[0] / "bank.lmdb")
-        size = reader.meta.dataset.image_size
-        rows.append([[image] for image in reader.images(range(min(SHOWN, len(reader))))])
-    return draw_rows(rows, [result.method for result in results], size * math.ceil(CELL / size))
+        if len(reader):
+            size = reader.meta.dataset.image_size
+            rows.append([[image] for image in reader.images(range(min(SHOWN, len(reader))))])
+            names.append(result.method)
+    return draw_rows(rows, names, size * math.ceil(CELL / size)) if rows else None
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -56,13 +56,13 @@ def write_comparison(paths: Sequence[Path], runs: Path, output: Path) -> list[Ro
     content = page(ordered[0], rows, figure, costs, sheet)
     write_csv(rows, output.with_suffix(".csv"))
     with atomic_path(output.with_suffix(".png")) as temporary:
-        stack([figure, *([costs] if costs else []), sheet]).save(temporary, format="PNG")
+        stack([picture for picture in (figure, costs, sheet) if picture]).save(temporary, format="PNG")
     write_page(output, "compare.html", **content)
     return rows
 
 
 def page(
-    first: ResultFile, rows: Sequence[Row], figure: Image.Image, costs: Image.Image | None, sheet: Image.Image
+    first: ResultFile, rows: Sequence[Row], figure: Image.Image, costs: Image.Image | None, sheet: Image.Image | None
 ) -> dict[str, Any]:
     """What the template of the comparison is filled with.
 
@@ -78,7 +78,7 @@ def page(
         "rows": [(row, _cells(row, metered, published)) for row in rows],
         "figure": picture_uri(figure),
         "costs": None if costs is None else picture_uri(costs),
-        "sheet": picture_uri(sheet),
+        "sheet": None if sheet is None else picture_uri(sheet),
     }
 
 

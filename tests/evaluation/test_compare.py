@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from made_results import TARGET, make, stage_cost
 from PIL import Image
@@ -12,7 +13,7 @@ from dfkd.cli import app
 from dfkd.errors import UserError
 from dfkd.evaluation import compare_figure
 from dfkd.evaluation.compare import own_cost, published_figure, read_correct, read_results, table
-from dfkd.evaluation.compare_figure import read_curve
+from dfkd.evaluation.compare_figure import draw_images, read_curve
 from dfkd.evaluation.compare_page import write_comparison
 from dfkd.evaluation.formats import read_result
 from dfkd.evaluation.published import matching
@@ -127,6 +128,17 @@ def test_page(three):
     assert (lines["cmi"]["acc1"], lines["cmi"]["published"], lines["cmi"]["exceeds_noise"]) == ("89.0", "88.82", "")
     assert (lines["real"]["data_free"], lines["real"]["control"], lines["noise"]["data_free"]) == ("false", "true", "true")
     assert sorted(path.name for path in output.parent.iterdir()) == [f"{TARGET}.{kind}" for kind in ("csv", "html", "png")]
+
+
+def test_images_are_shown_of_methods_that_make_some(three, tmp_path):
+    paths, runs = three
+    real, *others = read_results(paths[::-1])
+    assert real.method == "real"
+    assert draw_images([real], runs) is None
+    assert np.array_equal(draw_images([real, *others], runs), draw_images(others, runs))
+    output = tmp_path / "out" / "x.html"
+    write_comparison(paths[-1:], runs, output)
+    assert "synthesise<" not in output.read_text(encoding="utf-8")
 
 
 def test_columns_without_a_figure_are_left_out(tmp_path):
