@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from dfkd.distillation.zoo.first_stage import FirstStage
 from dfkd.errors import UserError
 from dfkd.methods import ALIASES, METHODS, MethodSettings, TwoStageSettings
 from dfkd.plugins import load
+from dfkd.progress import StopRequest
 from dfkd.runtime import Runtime, seed_everything
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def steps_of(method: str, options: Options, store: ImageStore, runtime: Runtime)
         if isinstance(settings, TwoStageSettings):
             stage = first_stage_of(method, settings, options, runtime)
             objective.start_from(stage.kept.state_dict())
-            found[f"{name}: {FIRST_STAGE}"] = Training(stage, store, settings.first_lr or settings.lr, 0).step
+            training = Training(stage, store, settings.first_lr or settings.lr, 0)
+            found[f"{name}: {FIRST_STAGE}"] = functools.partial(training.step, StopRequest())
         objective.begin_epoch(settings.epochs // 2, settings.lr)
         found[name] = student_step(synthesizer, objective, store)
     return found

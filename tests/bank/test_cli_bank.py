@@ -73,7 +73,7 @@ def test_verify_ends_with_an_error(banks):
     [
         (("info", "absent.lmdb"), r"absent\.lmdb: no such bank"),
         (("verify", "absent.lmdb"), r"absent\.lmdb: no such bank"),
-        (("merge", "absent.lmdb", "-o", "x.lmdb"), r"absent\.lmdb: no such bank"),
+        (("merge", "absent.lmdb", "-o", "x.lmdb"), r"absent\.lmdb: no such shard"),
         (("ls", "absent"), "absent: no such file or folder"),
         (("grid", "absent.lmdb", "-o", "x.png", "--order", "beast"), "--order beast: the nearest known: best"),
         (("export", "absent.lmdb", "-o", "x", "--format", "hdf"), "--format hdf: the nearest known: hdf5"),

@@ -146,7 +146,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(light, tmp_path, monkey
             light.distil(tmp_path / "parts", "kd-vid")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # other processes decode
     light.distil(tmp_path / "parts", "kd-vid")
-    assert len(steps) == 10
+    assert len(steps) == 12  # the images that were waited for when a signal came are asked for again
     assert artefacts(tmp_path / "parts") == artefacts(tmp_path / "whole")
 
 
