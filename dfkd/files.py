@@ -29,14 +29,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(target)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        handle, name = _locked_file(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
-    with os.fdopen(handle, "rb") as held:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with os.fdopen(handle, "rb"):
         os.chmod(name, 0o666 & ~_umask())
         yield from _renamed(Path(name), target)
+
+
+def _locked_file(target: Path) -> tuple[int, str]:
+    """A partial file of `target` whose lock this process holds: handle and name."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, name
+        os.close(handle)  # another process took it for abandoned before it was locked
 
 
 def _renamed(temporary: Path, target: Path) -> Iterator[Path]:

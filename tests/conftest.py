@@ -95,3 +95,12 @@ def warm(tmp_path_factory):
     server = Warm(tmp_path_factory.mktemp("warm"), "snakemake.cli")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def program(warm, tmp_path_factory):
+    """`dfkd` as an executable file."""
+    path = tmp_path_factory.mktemp("bin") / "dfkd"
+    path.write_text(warm.program)
+    path.chmod(0o755)
+    return path

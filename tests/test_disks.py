@@ -7,6 +7,7 @@ import errno
 import fcntl
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from namespace import apart, dfkd, mount
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import BankWriter
 from dfkd.checkpoint import Checkpoint
-from dfkd.files import atomic_path
+from dfkd.files import atomic_path, remove_abandoned
 
 ROOT = Path(__file__).resolve().parents[1]
 DISK = 24  # megabytes
@@ -175,3 +176,21 @@ def test_partial_files_of_the_killed_are_removed_and_those_of_the_living_are_not
         third.write_text("third")
     assert dead.exists()  # who can tell?
     assert (tmp_path / "a.json").read_text() == "third"
+
+
+def test_a_file_that_another_takes_for_abandoned_before_it_is_locked_is_begun_again(tmp_path, monkeypatch):
+    target, own, made = tmp_path / "a.json", tempfile.mkstemp, []
+
+    def interfered(**place):
+        made.append(own(**place))
+        if len(made) == 1:
+            remove_abandoned(target)
+            assert list(tmp_path.iterdir()) == []
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkstemp", interfered)
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+    assert len(made) == 2
+    assert target.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [target]

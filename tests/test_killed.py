@@ -12,14 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 REFERENCE = ["--set", "precision=reference"]
 
 
-@pytest.fixture(scope="module")
-def program(warm, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bin") / "dfkd"
-    path.write_text(warm.program)
-    path.chmod(0o755)
-    return path
-
-
 def artefacts(folder):
     """Bytes of every file but costs and timing (they hold seconds) and TensorBoard's (they hold dates)."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -134,14 +134,6 @@ def test_the_contrastive_term_is_refused(tiny_teacher, reference):
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def program(warm, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bin") / "dfkd"
-    path.write_text(warm.program)
-    path.chmod(0o755)
-    return path
-
-
 @pytest.fixture
 def stage(program, tiny_data, tiny_teacher, tiny_bank, tmp_path):
     """Start a stage with some of its settings, in a folder of `tmp_path`, as so many processes."""
