@@ -236,9 +236,10 @@ def plot_curves(history: Annotated[Path, typer.Argument(help="history.csv")], ou
 @plot_app.command("confusion")
 def plot_confusion(metrics: Annotated[Path, typer.Argument(help="metrics.json of a run")], output: Output) -> None:
     """Draw the confusion matrices of teacher and student as PNG."""
+    from dfkd.evaluation.formats import read_metrics
     from dfkd.evaluation.plots import plot_confusion as run
 
-    run(metrics, output)
+    run(read_metrics(metrics), output)
 
 
 @plot_app.command("evaluation")
@@ -252,10 +253,12 @@ def plot_evaluation(
     device: Device = "auto",
 ) -> None:
     """Draw all pictures of an evaluation into a run's folder again, from the logits that lie in it."""
+    from dfkd.evaluation.formats import read_metrics
     from dfkd.evaluation.pictures import draw_pictures, open_run
 
     chosen = given_settings("evaluate", settings, changes)
-    draw_pictures(open_run(folder, test, runtime_of(chosen, device), teacher, bank or []), folder, chosen)
+    evaluated = open_run(folder, test, runtime_of(chosen, device), teacher, bank or [])
+    draw_pictures(evaluated, read_metrics(folder / "metrics.json"), folder, chosen)
 
 
 @plot_app.command("run")

@@ -10,15 +10,56 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfkd.errors import UserError
 
 
+class _Written(NamedTuple):
+    """A whole file that waits for its name."""
+
+    temporary: Path
+    target: Path
+    lock: contextlib.ExitStack  # closing it lets others take the temporary file for abandoned
+
+
+_waiting: ContextVar[list[_Written] | None] = ContextVar("waiting", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What is published within the block takes its names at the end of it, all in one moment; nothing does if it fails.
+
+    So a stage publishes its outputs. Snakemake removes those of a job whose shell was killed: if the stage has outlived its
+    shell, it finds all of them or none.
+
+    Raises:
+        UserError: a file cannot take its name; those that have theirs keep them.
+    """
+    if _waiting.get() is not None:  # the block around this one publishes
+        yield
+        return
+    written: list[_Written] = []
+    token = _waiting.set(written)
+    try:
+        yield
+        for one in written:
+            try:
+                os.replace(one.temporary, one.target)
+            except OSError as error:
+                raise _unwritten(one.target, error) from error
+    finally:
+        _waiting.reset(token)
+        for one in written:
+            one.temporary.unlink(missing_ok=True)  # those that have no name yet
+            one.lock.close()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name only when the block ends without an error.
+    """A temporary path beside `path` that takes its name only when the block ends without an error, or that of `together`.
 
     The partial files of processes that were killed while they wrote `path` are removed before: what is still written is locked.
 
@@ -32,9 +73,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = _locked_file(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); make space or choose another folder.") from error
-    with os.fdopen(handle, "rb"):
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(os.fdopen(handle, "rb"))
         os.chmod(name, 0o666 & ~_umask())
-        yield from _renamed(Path(name), target)
+        yield from _named(Path(name), target, lock)
 
 
 def _locked_file(target: Path) -> tuple[int, str]:
@@ -48,17 +90,19 @@ def _locked_file(target: Path) -> tuple[int, str]:
         os.close(handle)  # another process took it for abandoned before it was locked
 
 
-def _renamed(temporary: Path, target: Path) -> Iterator[Path]:
+def _named(temporary: Path, target: Path, lock: contextlib.ExitStack) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        written = _waiting.get()
+        if written is None:
+            os.replace(temporary, target)
+        else:
+            written.append(_Written(temporary, target, lock.pop_all()))
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
-        ) from error
+        raise _unwritten(target, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -96,12 +140,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
-        ) from error
+        raise _unwritten(target, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _unwritten(target: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{target}: could not be written ({error.strerror or error}); make space, then run the same command again."
+    )
 
 
 def _umask() -> int:

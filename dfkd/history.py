@@ -194,6 +194,24 @@ def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> 
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
+def join_rows(paths: Sequence[Path], output: Path) -> None:
+    """The rows of several histories, or of several timings, as one: those of shards, in their order.
+
+    Raises:
+        UserError: one cannot be read, or has other columns than the first.
+    """
+    tables = []
+    for path in paths:
+        try:
+            tables.append(path.read_text(encoding="utf-8").splitlines(keepends=True))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); make it again.") from error
+        if tables[-1][:1] != tables[0][:1]:
+            raise UserError(f"{path}: its columns are not those of {paths[0]}; make both again with one setting.")
+    with atomic_path(output) as temporary:
+        temporary.write_text("".join(tables[0][:1] + [line for table in tables for line in table[1:]]), encoding="utf-8")
+
+
 def read_history(path: str | Path) -> Columns:
     """The columns of a history or its timing, the counter first; NaN where a cell is empty; no values where there are no rows.
 

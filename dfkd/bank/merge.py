@@ -12,6 +12,8 @@ from dfkd.bank.format import BankMeta, Shard
 from dfkd.bank.reader import BankReader
 from dfkd.bank.writer import read_records, write_bank
 from dfkd.errors import UserError
+from dfkd.files import together
+from dfkd.history import join_rows
 
 WORDS = {"teacher_sha256": "teacher", "stage_version": "stage version"}
 
@@ -20,7 +22,8 @@ def merge_banks(inputs: Sequence[str | Path], output: str | Path) -> BankMeta:
     """Gather the shards of one bank, in whatever order they are given, and publish it at `output`.
 
     A shard says which it is in `extra["shard"]` (see `Shard`); a single input without that is published again as it is.
-    The result's meta says nothing of shards.
+    The result's meta says nothing of shards. Where all of them have a `.history.csv` or a `.timing.csv` beside them, the result
+    gets one with their rows.
 
     Raises:
         UserError: a shard is missing, doubled, incomplete or damaged, or the shards do not belong together.
@@ -43,7 +46,12 @@ def merge_banks(inputs: Sequence[str | Path], output: str | Path) -> BankMeta:
             with _remade_alone():
                 yield from read_records(reader.path, reader.meta.blocks)
 
-    write_bank(output, _without_shard(first.meta), records())
+    with together():
+        write_bank(output, _without_shard(first.meta), records())
+        for suffix in (".history.csv", ".timing.csv"):
+            tables = [reader.path.with_suffix(suffix) for reader in ordered]
+            if all(table.exists() for table in tables):
+                join_rows(tables, Path(output).with_suffix(suffix))
     return BankReader(output).meta
 
 

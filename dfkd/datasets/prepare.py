@@ -12,6 +12,7 @@ from dfkd.datasets.info import DatasetInfo
 from dfkd.datasets.prepared import write_prepared
 from dfkd.datasets.sources import load_source
 from dfkd.errors import UserError
+from dfkd.files import together
 from dfkd.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ def prepare(name: str, settings: DatasetSettings, output: Path, test_output: Pat
     provenance: dict[str, Any] = {**data.provenance, "stage_version": STAGE_VERSIONS["prepare"]}
     if "all" in data.splits:
         provenance["split"] = {"test_fraction": settings.test_fraction, "seed": settings.split_seed}
-    write_prepared(output, info, splits, provenance, data.packed_train)
-    write_prepared(test_output, info, {"test": splits["test"]}, provenance)
+    with together():
+        write_prepared(output, info, splits, provenance, data.packed_train)
+        write_prepared(test_output, info, {"test": splits["test"]}, provenance)
     counts = ", ".join(f"{len(labels)} {split} images" for split, (_, labels) in splits.items())
     logger.info("%s: %s, %d classes, %d channels of %d pixels", name, counts, len(classes), info.channels, info.image_size)
 

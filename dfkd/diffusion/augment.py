@@ -16,7 +16,7 @@ from dfkd.diffusion import fidelity
 from dfkd.diffusion.backends import COST_FILE, Backend, create_backend
 from dfkd.divergence import rollback_notes
 from dfkd.errors import UserError
-from dfkd.files import file_sha256, read_json, write_json
+from dfkd.files import file_sha256, read_json, together, write_json
 from dfkd.history import History, is_shown
 from dfkd.models.weights import load_model
 from dfkd.progress import progress, stop_request
@@ -90,13 +90,14 @@ def augment(
         blocks = kept.reader().blocks(), dropped.reader().blocks()
         report = fidelity.report(settings.backend, settings.threshold, info.classes, *blocks)
         kept.update_meta(extra=kept.meta.extra | report | rollback_notes(checkpoint.folder))
-        fidelity.plot(report, plot)
-        dropped.publish(rejected)
-        kept.publish(output)
-    history.publish()
-    cost.images = report["made"]
-    cost.teacher_queries = len(chosen) + report["made"]
-    write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
+        cost.images = report["made"]
+        cost.teacher_queries = len(chosen) + report["made"]
+        with together():
+            fidelity.plot(report, plot)
+            dropped.publish(rejected)
+            kept.publish(output)
+            history.publish()
+            write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
     return cost
 

@@ -34,7 +34,7 @@ from dfkd.distillation.teacher import accuracy
 from dfkd.divergence import rollback_notes, slowed
 from dfkd.errors import UserError
 from dfkd.evaluation.predict import predict
-from dfkd.files import file_sha256, write_json
+from dfkd.files import file_sha256, together, write_json
 from dfkd.history import History
 from dfkd.methods import METHODS, MethodSettings, TransferSettings
 from dfkd.models import build_model
@@ -212,37 +212,37 @@ def _distill(
                 run.publish_answers()
                 stop.stop()
         run.publish_answers()
-        with stop.at_once():
-            bank.publish(output.parent / "bank.lmdb")
-
-    last = history.rows[-1]
-    history.publish()
-    write_json(output.parent / "cost.json", {**run.cost.as_dict(), "hardware": runtime.describe()})
-    student_card = WeightsCard(
-        architecture=architecture,
-        blocks=settings.blocks,
-        dataset=info,
-        role="student",
-        stage=f"distill {method}",
-        stage_version=STAGE_VERSIONS["distill"],
-        settings=chosen.model_dump(),
-        seed=seed,
-        metrics={"acc1": last["acc1"], "agree1": last["agree1"], "epoch": float(settings.epochs)},
-        versions=versions(),
-        revision=revision(),
-        lineage=lineage,
-        notes=notes,
-    )
-    saved = save_weights(output, student, student_card)
-    if synthesizer.generator is not None:
-        generator_card = student_card.model_copy(
-            update={"architecture": f"{method} generator", "blocks": "plain", "role": "generator", "metrics": {}}
+        last = history.rows[-1]
+        student_card = WeightsCard(
+            architecture=architecture,
+            blocks=settings.blocks,
+            dataset=info,
+            role="student",
+            stage=f"distill {method}",
+            stage_version=STAGE_VERSIONS["distill"],
+            settings=chosen.model_dump(),
+            seed=seed,
+            metrics={"acc1": last["acc1"], "agree1": last["agree1"], "epoch": float(settings.epochs)},
+            versions=versions(),
+            revision=revision(),
+            lineage=lineage,
+            notes=notes,
         )
-        save_weights(output.parent / "generator.safetensors", synthesizer.generator, generator_card)
-    best = examination.best
-    student.load_state_dict(best["model"])
-    measured = {"acc1": best["acc1"], "epoch": float(best["epoch"])}
-    save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
+        with together():
+            with stop.at_once():
+                bank.publish(output.parent / "bank.lmdb")
+            history.publish()
+            write_json(output.parent / "cost.json", {**run.cost.as_dict(), "hardware": runtime.describe()})
+            saved = save_weights(output, student, student_card)
+            if synthesizer.generator is not None:
+                generator_card = student_card.model_copy(
+                    update={"architecture": f"{method} generator", "blocks": "plain", "role": "generator", "metrics": {}}
+                )
+                save_weights(output.parent / "generator.safetensors", synthesizer.generator, generator_card)
+            best = examination.best
+            student.load_state_dict(best["model"])
+            measured = {"acc1": best["acc1"], "epoch": float(best["epoch"])}
+            save_weights(output.parent / "best.safetensors", student, student_card.model_copy(update={"metrics": measured}))
     checkpoint.remove()
     return saved
 

@@ -19,7 +19,7 @@ from dfkd.distillation.stream import Store, stream_notes
 from dfkd.distillation.zoo.first_stage import FirstStage
 from dfkd.divergence import Watch, lowered, rollback_notes
 from dfkd.errors import UserError
-from dfkd.files import write_json
+from dfkd.files import together, write_json
 from dfkd.history import SHOWN, History
 from dfkd.methods import METHODS, MethodSettings, TwoStageSettings
 from dfkd.models import build_model
@@ -128,8 +128,6 @@ def _train(
             if stop:
                 stop.stop()
 
-    history.publish()
-    write_json(output.with_suffix(".cost.json"), {**training.cost.as_dict(), "hardware": runtime.describe()})
     kept = WeightsCard(
         architecture=architecture if stage.role == "student" else f"{stage.role} of {card.architecture}",
         dataset=info,
@@ -144,7 +142,10 @@ def _train(
         lineage=given.lineage,
         notes=stage.notes | rollback_notes(checkpoint.folder) | stream_notes(streamed, settings),
     )
-    kept = save_weights(output, stage.kept, kept)
+    with together():
+        history.publish()
+        write_json(output.with_suffix(".cost.json"), {**training.cost.as_dict(), "hardware": runtime.describe()})
+        kept = save_weights(output, stage.kept, kept)
     checkpoint.remove()
     return kept
 

@@ -19,7 +19,7 @@ from dfkd.distillation.store import ImageStore, is_streamed
 from dfkd.distillation.stream import ArraySource, Store, StreamedStore, stream_notes
 from dfkd.divergence import Watch, rollback_notes, slowed
 from dfkd.evaluation.predict import predict
-from dfkd.files import file_sha256, write_json
+from dfkd.files import file_sha256, together, write_json
 from dfkd.history import SHOWN, History
 from dfkd.models import build_model
 from dfkd.models.weights import WeightsCard, import_checkpoint, save_weights
@@ -188,9 +188,10 @@ def train_teacher(
 
     card = _card(architecture, info, chosen.model_dump(), settings.seed, history.rows[-1]["acc1"], notes)
     card = card.model_copy(update={"lineage": packed_lineage(source)})
-    history.publish()
-    write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
-    card = save_weights(output, model, card)
+    with together():
+        history.publish()
+        write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
+        card = save_weights(output, model, card)
     checkpoint.remove()
     return card
 
@@ -213,9 +214,10 @@ def import_teacher(
             acc1 = accuracy(predict(model, images, info, runtime), labels)
         measured, count = {"acc1": acc1}, len(images)
     history.append({"epoch": 0, **measured}, cost.seconds, count)
-    history.publish()
-    write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
-    return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, acc1))
+    with together():
+        history.publish()
+        write_json(output.parent / "cost.json", {**cost.as_dict(), "hardware": runtime.describe()})
+        return save_weights(output, model, _card(architecture, info, {"imported": checkpoint.name}, 0, acc1))
 
 
 def _card(

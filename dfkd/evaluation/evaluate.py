@@ -18,7 +18,7 @@ from dfkd.evaluation.deployment import deployment, latencies
 from dfkd.evaluation.evaluated import Evaluated, images_per_class
 from dfkd.evaluation.formats import EvaluatedCheckpoint, EvaluationFile, Measured, MeasuredTeacher, MetricsFile, Weights
 from dfkd.evaluation.predict import predict, write_predictions
-from dfkd.files import write_json
+from dfkd.files import together, write_json
 from dfkd.models.weights import WeightsCard
 from dfkd.progress import progress
 from dfkd.provenance import Cost
@@ -84,12 +84,13 @@ def evaluate(
         if output is None:
             continue
         folder = output / name if len(students) > 1 else output
-        _write(folder, content, cards, outputs, labels, [costs[part] for part in parts.values()], runtime)
-        if pictures:
-            from dfkd.evaluation.pictures import draw_pictures  # the libraries that draw are imported only when they are needed
+        with together():
+            _write(folder, content, cards, outputs, labels, [costs[part] for part in parts.values()], runtime)
+            if pictures:
+                from dfkd.evaluation.pictures import draw_pictures  # what draws is imported only when it is needed
 
-            drawn = {"teacher": above, "student": student} if above else {"student": student}
-            draw_pictures(Evaluated.of(drawn, outputs, images, labels, bank_images, runtime), folder, settings)
+                drawn = {"teacher": above, "student": student} if above else {"student": student}
+                draw_pictures(Evaluated.of(drawn, outputs, images, labels, bank_images, runtime), content, folder, settings)
     file = _table(info.name, names, networks, logits, labels, settings, above is not None)
     if output is not None and len(students) > 1:
         write_json(output / "evaluation.json", file.model_dump(mode="json"))
@@ -189,8 +190,6 @@ def _write(
     attributes = {"dataset": content.dataset, "classes": json.dumps(content.classes, ensure_ascii=False)}
     for role, card in cards.items():
         attributes |= {role: card.architecture, f"{role}_sha256": card.sha256}
-    write_predictions(folder / "predictions.h5", logits, labels, attributes)
-    write_json(folder / "metrics.json", content.model_dump(mode="json"))
     cost = Cost(
         seconds=sum(one.seconds for one in spent),
         teacher_queries=len(labels) if "teacher" in cards else 0,
@@ -199,4 +198,6 @@ def _write(
     written: dict[str, Any] = {**cost.as_dict(), "hardware": runtime.describe()}
     if content.deployment is not None:
         written["latency"] = [one.model_dump() for one in latencies(cards["student"], runtime)]
+    write_predictions(folder / "predictions.h5", logits, labels, attributes)
+    write_json(folder / "metrics.json", content.model_dump(mode="json"))
     write_json(folder / "metrics.cost.json", written)

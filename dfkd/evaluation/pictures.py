@@ -13,6 +13,7 @@ from dfkd.evaluation.class_accuracy import plot_class_accuracy
 from dfkd.evaluation.disagreement import plot_disagreement
 from dfkd.evaluation.evaluated import Evaluated, images_per_class
 from dfkd.evaluation.feature_map import plot_feature_map
+from dfkd.evaluation.formats import MetricsFile
 from dfkd.evaluation.plots import plot_confusion
 from dfkd.evaluation.predict import read_predictions
 from dfkd.evaluation.reliability import plot_reliability
@@ -20,9 +21,9 @@ from dfkd.runtime import Runtime
 from dfkd.settings import EvaluateSettings
 
 
-def draw_pictures(evaluated: Evaluated, folder: Path, settings: EvaluateSettings) -> None:
-    """Draw all `EVALUATION_PICTURES` into a folder that has the `metrics.json` of this evaluation."""
-    plot_confusion(folder / "metrics.json", folder / "confusion.png")
+def draw_pictures(evaluated: Evaluated, metrics: MetricsFile, folder: Path, settings: EvaluateSettings) -> None:
+    """Draw all `EVALUATION_PICTURES` of what was evaluated into a folder; `metrics` is its `metrics.json`."""
+    plot_confusion(metrics, folder / "confusion.png")
     plot_disagreement(evaluated, folder / "disagreement.png")
     plot_reliability(evaluated, folder / "reliability.png", settings.ece_bins)
     plot_class_accuracy(evaluated, folder / "classes.png")

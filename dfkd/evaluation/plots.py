@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from dfkd.evaluation.formats import read_metrics
+from dfkd.evaluation.formats import MetricsFile
 from dfkd.files import atomic_path
 from dfkd.history import Columns, Panel, panels_of, read_history
 from dfkd.pages import COLOURS
@@ -72,9 +72,8 @@ def _draw_panel(axes: Axes, columns: Columns, panel: Panel, labels: dict[str, st
         axes.legend(frameon=False, fontsize=8)
 
 
-def plot_confusion(metrics: str | Path, output: str | Path) -> None:
+def plot_confusion(file: MetricsFile, output: str | Path) -> None:
     """Draw the confusion matrices of teacher (if there is one) and student (last epoch) of metrics.json, in % of each class."""
-    file = read_metrics(metrics)
     pairs = [(f"Student {file.student.name}: {file.last.acc1:.2f} %", file.last.confusion)]
     if file.teacher is not None:
         pairs.insert(0, (f"Teacher {file.teacher.name}: {file.teacher.acc1:.2f} %", file.teacher.confusion))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd.datasets.info import DatasetInfo
 from dfkd.errors import UserError
-from dfkd.files import atomic_path, read_json, write_json
+from dfkd.files import atomic_path, read_json, together, write_json
 from dfkd.models import build_model, count_parameters
 from dfkd.provenance import revision, versions
 from dfkd.runtime import Runtime
@@ -54,7 +54,7 @@ class WeightsCard(BaseModel):
 
 
 def save_weights(path: str | Path, model: nn.Module, card: WeightsCard) -> WeightsCard:
-    """Write `path` (.safetensors), then the card as `path` with the suffix .json, each whole or not at all.
+    """Write `path` (.safetensors), and the card as `path` with the suffix .json: both whole or neither.
 
     Equal tensors give equal bytes, whatever their device and memory format. Returns the card with `sha256` and `params`.
     """
@@ -62,9 +62,10 @@ def save_weights(path: str | Path, model: nn.Module, card: WeightsCard) -> Weigh
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
     content = safetensors.torch.save(state)
     card = card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest(), "params": count_parameters(model)})
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content)
-    write_json(target.with_suffix(".json"), card.model_dump(mode="json"))
+    with together():
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+        write_json(target.with_suffix(".json"), card.model_dump(mode="json"))
     return card
 
 

@@ -16,7 +16,7 @@ from dfkd.checkpoint import Checkpoint
 from dfkd.config import STAGE_VERSIONS
 from dfkd.divergence import check_terms, rollback_notes, slowed
 from dfkd.errors import UserError
-from dfkd.files import write_json
+from dfkd.files import together, write_json
 from dfkd.history import History
 from dfkd.models.weights import load_model
 from dfkd.progress import progress, stop_request
@@ -135,9 +135,10 @@ def init_bank(
                     history.show("synthesised", made.images)
                 checkpoint.save({"cost": cost.as_dict(), **history.state()})
                 steps.advance(note="  ".join(f"{name} {value:.3f}" for name, value in made.terms.items()))
-        with stop.at_once():
-            bank.publish(output)
-    history.publish()
-    write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
+        with together():
+            with stop.at_once():
+                bank.publish(output)
+            history.publish()
+            write_json(output.with_suffix(".cost.json"), {**cost.as_dict(), "hardware": runtime.describe()})
     checkpoint.remove()
     return cost

@@ -27,6 +27,20 @@ def test_any_number_of_shards_gives_the_same_bytes(banks, four, tmp_path):
     assert verify_bank(tmp_path / "four.lmdb") == []
 
 
+def test_histories_and_timings_beside_all_shards_become_one(banks, four, tmp_path):
+    merge_banks(four, tmp_path / "a.lmdb")
+    assert not list(tmp_path.glob("a.*.csv"))
+    for number, shard in enumerate(four, 1):
+        shard.with_suffix(".history.csv").write_text(f"batch,lr\n{number},0.1\n")
+        if number < 4:
+            shard.with_suffix(".timing.csv").write_text(f"batch,seconds\n{number},2\n")
+    merge_banks(four[::-1], tmp_path / "b.lmdb")
+    assert (tmp_path / "b.history.csv").read_text() == "batch,lr\n1,0.1\n2,0.1\n3,0.1\n4,0.1\n"
+    assert not (tmp_path / "b.timing.csv").exists()
+    four[2].with_suffix(".history.csv").write_text("batch,loss\n3,1\n")
+    refused(four, tmp_path / "c.lmdb", "3-of-4.history.csv: its columns are not those of .*1-of-4")
+
+
 def refused(inputs, output, words):
     with pytest.raises(UserError, match=words):
         merge_banks(inputs, output)

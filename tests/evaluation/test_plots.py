@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dfkd.cli import app
 from dfkd.errors import UserError
 from dfkd.evaluation import plots
+from dfkd.evaluation.formats import read_metrics
 from dfkd.evaluation.plots import plot_confusion, plot_history, read_history
 
 HEADER = "epoch,lr,loss,kd,ce,feature,head,g_loss,g_bn,g_oh,g_csd,acc1,agree1,images"
@@ -87,10 +88,10 @@ def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):
     history.write_text("epoch,acc1\n1,50\n2,60\n")
     metrics = write_random(tmp_path / "metrics.json", 2)
     plot_history(history, tmp_path / "a.png")
-    plot_confusion(metrics, tmp_path / "b.png")
+    plot_confusion(read_metrics(metrics), tmp_path / "b.png")
     monkeypatch.setattr(time, "time", lambda: 0.0)
     plot_history(history, tmp_path / "c.png")
-    plot_confusion(metrics, tmp_path / "d.png")
+    plot_confusion(read_metrics(metrics), tmp_path / "d.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "d.png").read_bytes()
     for name in "ab":
@@ -99,7 +100,7 @@ def test_png_bytes_depend_on_the_figures_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_confusion_of_few_and_many_classes(tmp_path, classes):
-    plot_confusion(write_random(tmp_path / "metrics.json", classes), tmp_path / "confusion.png")
+    plot_confusion(read_metrics(write_random(tmp_path / "metrics.json", classes)), tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").size[0] > Image.open(tmp_path / "confusion.png").size[1]
     assert ink(tmp_path / "confusion.png") > 0.02
 
