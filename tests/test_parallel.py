@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -165,17 +166,19 @@ def stage(program, tiny_data, tiny_teacher, tiny_bank, tmp_path):
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
 
-    def start(name, folder, ranks, *more):
+    def start(name, folder, ranks, *more, by=()):
         out = tmp_path / folder
-        words = [*inputs[name], "--checkpoints", out / "checkpoints", "-o", out / "out" / files[name], "--ranks", str(ranks)]
+        words = [*inputs[name], "--checkpoints", out / "checkpoints", "-o", out / "out" / files[name]]
+        words += [] if by else ["--ranks", str(ranks)]
         if name == "augment":
             words += ["--rejected", out / "out" / "rejected.lmdb", "--plot", out / "out" / "filter.png"]
         changes = [word for setting in ("precision=reference", *settings[name]) for word in ("--set", setting)]
-        process = subprocess.Popen([program, *words, *changes, *more], stderr=subprocess.PIPE, text=True, env=environment)
-        return process, out
+        command = [*by, program, *words, *changes, *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment), out
 
     yield start
-    assert list(temporary.iterdir()) == []  # nobody has left anything behind
+    left = [path for path in temporary.iterdir() if not path.name.startswith("torchelastic_")]  # torchrun's own
+    assert left == []
 
 
 def finish(started):
@@ -229,6 +232,24 @@ def test_a_teacher_killed_and_stopped_on_other_numbers_of_processes(stage):
     close(rows(parts / "history.csv"), rows(whole / "history.csv"), 1e-3)
     assert read_json(parts / "cost.json")["optimiser_steps"] == read_json(whole / "cost.json")["optimiser_steps"]
     assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_other_launchers_and_several_nodes_end_with_the_same_bytes(stage):
+    own, _ = finish(stage("teacher", "own", 2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = f"torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port} --no-python"
+    accelerate = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 --no_python"
+    first, second = (
+        stage("teacher", "nodes", 2, by=[sys.executable, "-m", *torchrun.split(), "--node-rank", str(node)]) for node in (0, 1)
+    )
+    nodes, _ = finish(first)
+    assert second[0].communicate()[1].count("dfkd") == second[0].returncode == 0
+    launched, _ = finish(stage("teacher", "accelerate", 2, by=[sys.executable, "-m", *accelerate.split()]))
+    for found in (nodes, launched):
+        assert (found / "weights.safetensors").read_bytes() == (own / "weights.safetensors").read_bytes()
+        assert read_json(found / "cost.json")["hardware"]["ranks"] == 2
 
 
 def test_a_student_and_its_own_images(stage):
