@@ -157,14 +157,14 @@ def total_costs(results: Sequence[ResultFile]) -> list[StageTotal]:
 
     A stage that serves several results (a teacher, its banks) says the same in all of them and is counted once.
     """
-    stages: dict[str, dict[tuple[str, StageCost], None]] = {}
+    stages: dict[str, dict[tuple[str, str], StageCost]] = {}
     for result in results:
         for stage, cost in result.cost.items():
             teacher = result.teacher.name if result.teacher else ""
             own = "" if stage in SHARED else f"{result.student.name}_{result.method}"
-            stages.setdefault(stage, {})[f"{result.dataset}_{teacher}_{own}", cost] = None
+            stages.setdefault(stage, {})[f"{result.dataset}_{teacher}_{own}", cost.model_dump_json()] = cost
     order = [stage for stage in ORDER if stage in stages] + sorted(set(stages) - set(ORDER))
-    return [add_up(stage, [(cost.jobs, cost) for _, cost in stages[stage]]) for stage in order]
+    return [add_up(stage, [(cost.jobs, cost) for cost in stages[stage].values()]) for stage in order]
 
 
 def add_up(stage: str, parts: Sequence[tuple[int, Amounts]]) -> StageTotal:

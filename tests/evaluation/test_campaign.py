@@ -19,7 +19,7 @@ from dfkd.cli import app
 from dfkd.errors import UserError
 from dfkd.evaluation.campaign import gather, total_costs
 from dfkd.evaluation.campaign_page import VIEWS, lines, write_campaign
-from dfkd.evaluation.formats import read_result
+from dfkd.evaluation.formats import ResultFile, read_result
 from dfkd.evaluation.published import matching
 
 CONTENT = {
@@ -144,6 +144,16 @@ def test_another_teacher_is_counted_too(complete):
     jobs = {total.stage: (total.jobs, total.amounts.seconds) for total in total_costs([one, other, one, again])}
     assert jobs["teacher"] == (3, 2007.0)  # two teachers, and one that was trained again
     assert jobs["distill"] == (2 * 3, 60.0)
+
+
+def test_costs_of_students_with_blocks_hold_their_latency(complete):
+    one = read_result(complete / "campaigns/two/dafl/cifar10_wrn402_wrn161.json")
+    latency = [{"batch": 64, "train_ms": 3.0, "deploy_ms": 1.5, "ratio": 2.0}]
+    found = one.model_dump(mode="json")
+    found["cost"]["evaluate"]["latency"] = latency
+    blocks = ResultFile.model_validate(found)
+    assert blocks.cost["evaluate"].latency[0].ratio == 2.0
+    assert {total.stage: total.jobs for total in total_costs([blocks, blocks])}["evaluate"] == 3
 
 
 def test_csv_and_picture(complete, tmp_path):
