@@ -105,6 +105,13 @@ class Ranks:
         found[rows or self.part(count)] = part
         return self.sum(found)  # with zeros alone, so that no bit changes
 
+    def gathered(self, part: torch.Tensor, share: float) -> torch.Tensor:
+        """All parts of a batch together, [N,…], for what compares its images; `share` says how much of it this part is.
+
+        Differentiable: every process has all of what is gathered, computes the same with it, and its loss counts by its share.
+        """
+        return part if self.world == 1 else _Gathered.apply(part, round(len(part) / share), self)
+
     def backward(self, loss: torch.Tensor, optimiser: torch.optim.Optimizer, share: float = 1.0) -> None:
         """Gradients of the whole batch's mean loss, from the mean over this part, in all that the optimiser trains."""
         if self.world == 1:
@@ -219,6 +226,20 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class _Gathered(torch.autograd.Function):
+    """See `Ranks.gathered`."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, count: int, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks = ranks
+        return ranks.whole(part, count)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """This part's rows of the sum of what all processes make of the whole."""
+        return ctx.ranks.mine(ctx.ranks.sum(gradients[0].clone())), None, None
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class CSDObjective(Objective):
     optimiser_steps = 2  # student and head
     needs_labels = True
     needs_features = True
-    per_image = True
+    shareable = True
     settings: CSDSettings
 
     def __init__(

@@ -27,7 +27,7 @@ class KD(Objective):
     """The imitation of the teacher's answers and nothing else."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss",)
-    per_image = True
+    shareable = True
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The imitation loss."""

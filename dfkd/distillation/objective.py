@@ -37,7 +37,7 @@ class Objective(ABC):
     optimiser_steps: ClassVar[int] = 1  # that one `step` takes
     needs_labels: ClassVar[bool] = False  # takes part in nothing that has no labels
     needs_features: ClassVar[bool] = False  # asks the teacher for more than `teacher_answers`: none are kept for it
-    per_image: ClassVar[bool] = False  # every loss is a mean of what an image gives by itself: processes may share a batch
+    shareable: ClassVar[bool] = False  # by processes: losses are means over images, or of the `whole` batch
 
     def __init__(
         self,
@@ -87,6 +87,10 @@ class Objective(ABC):
         self.runtime.ranks.backward(losses["loss"], self.optimiser, batch.share)
         self.optimiser.step()
         return self.runtime.ranks.mean(torch.stack([value.detach() for value in losses.values()]), batch.share)
+
+    def whole(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What all processes have of a batch, [B,…], for a loss that compares its images."""
+        return self.runtime.ranks.gathered(values, batch.share)
 
     def teacher_answers(self, batch: Batch) -> torch.Tensor:
         """The teacher's logits [B,K], without a graph: those that the batch carries, or its own."""

@@ -42,7 +42,7 @@ def build_method(
     imitates: type[Objective] = load(METHODS[name].objective)
     if runtime.ranks.world > 1:
         for half in (makes, imitates):
-            if not half.per_image:
+            if not half.shareable:
                 raise UserError(
                     f"method {name}: {half.__name__} is not made to share a batch among processes; run it on one GPU "
                     "(--ranks 1, or the resource gpu of its rule)."
@@ -125,8 +125,7 @@ class Run:
         size, asked = self.settings.batch_size, self.settings.batch_size
         ranks = self.runtime.ranks
         if isinstance(self.synthesizer, FreshSynthesizer):
-            images = ranks.mine(self.synthesizer.batch(size))
-            batch = Batch(images, torch.empty(0, dtype=torch.int64), share=ranks.share(size))
+            batch = Batch(self.synthesizer.batch(size), torch.empty(0, dtype=torch.int64), share=ranks.share(size))
             self.cost.images += size
             if turn.last:
                 self.shown = to_bytes(denormalise(batch.images[:SHOWN], self.info))

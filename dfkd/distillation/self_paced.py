@@ -70,6 +70,7 @@ class SelfPaced(Objective):
     """The imitation, weighed."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "weight", "imitation")
+    shareable = True
     settings: CuDFKDSettings
 
     def __init__(
@@ -83,7 +84,7 @@ class SelfPaced(Objective):
         answers = self.teacher_answers(batch)
         with self.runtime.autocast():
             logits = self.student(batch.images)
-        found = self.imitation(logits, answers)
+        found = self.imitation(self.whole(logits, batch), self.whole(answers, batch))
         return self.weighed(found) | {"imitation": found.mean()}
 
     def imitation(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -163,9 +164,10 @@ class Relational(SelfPaced):
             answers, expected = self.teacher(batch.images, return_features=True)
         with self.runtime.autocast():
             logits, features = self.student(batch.images, return_features=True)
-        found = self.imitation(logits, answers)
-        own = self.settings
-        contrast = info_nce(F.normalize(expected[-1].float(), dim=1), self.directions(features[-1]), own.contrast_temperature)
+        found = self.imitation(self.whole(logits, batch), self.whole(answers, batch))
+        own, theirs = self.settings, self.whole(expected[-1], batch)
+        ours = self.directions(self.whole(features[-1], batch))
+        contrast = info_nce(F.normalize(theirs.float(), dim=1), ours, own.contrast_temperature)
         total = found + own.student_contrast * (contrast if own.per_sample else contrast.mean())
         return self.weighed(total) | {"imitation": found.mean(), "contrast": contrast.mean()}
 

@@ -110,7 +110,7 @@ class AdaDFKD(CuDFKD):
         """One step of the generator, with a projection of its own; the student's features go into the queue."""
         self.objective.redraw()
         found = super().step()
-        self.queue.push(self.keys)
+        self.queue.push(self.whole(self.keys))
         return found
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ class AdaDFKD(CuDFKD):
     def adversarial(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_adv of logits [B,K]."""
         if self.settings.adversarial == "js":
-            return 1 - js_divergence(student, teacher, TEMPERATURE).clamp(0, 1)
+            return 1 - js_divergence(self.whole(student), self.whole(teacher), TEMPERATURE).clamp(0, 1)
         return super().adversarial(student, teacher)
 
     def parts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dfkd.synthesis.synthesizer import FreshSynthesizer, Synthesis
 class Noise(FreshSynthesizer):
     """Every batch of the student is fresh noise, every pixel uniform in [0, 1]; no views, no synthesis."""
 
-    per_image = True
+    shareable = True
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
         """No images, no cost."""

@@ -27,7 +27,7 @@ from dfkd.synthesis.synthesizer import Synthesis, Synthesizer, held
 class CSD(Synthesizer):
     """Inverts one batch per call, against the student's rotation head."""
 
-    per_image = True
+    shareable = True
     settings: CSDSettings
     objective: CSDObjective
 

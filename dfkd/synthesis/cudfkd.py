@@ -66,7 +66,7 @@ class CuDFKD(StatisticsSynthesizer):
         """The same of the teacher's logits [B,K] and features [B,C] and the student's logits (None: not asked)."""
         own = self.settings
         bn = self.statistics_loss()
-        entropy = class_balance(teacher, own.temperature)
+        entropy = class_balance(self.whole(teacher), own.temperature)
         oh = one_hot(teacher, teacher.argmax(1))
         act = activation(features)
         loss = own.entropy * entropy + own.oh * oh + own.act * act + own.bn * bn

@@ -31,5 +31,5 @@ class DAFL(GenerativeSynthesizer):
         own = self.settings
         oh = one_hot(logits, logits.argmax(1))
         act = activation(features[-1])
-        balance = class_balance(logits)
+        balance = class_balance(self.whole(logits))
         return {"loss": own.oh * oh + own.act * act + own.balance * balance, "oh": oh, "act": act, "balance": balance}

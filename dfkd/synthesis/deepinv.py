@@ -33,6 +33,7 @@ from dfkd.synthesis.synthesizer import Best, Synthesis, Synthesizer, clear_momen
 class DeepInversion(Synthesizer):
     """Inverts one batch of pixels per call. Pixels and Adam are re-initialised in place."""
 
+    shareable = True
     settings: DeepInversionSettings
 
     def __init__(
@@ -53,7 +54,7 @@ class DeepInversion(Synthesizer):
         self.black, self.white = (
             normalise(torch.full((1, info.channels, 1, 1), v, device=runtime.device), info) for v in (0.0, 1.0)
         )
-        self.statistics = BatchStatistics(teacher, one_pass=runtime.precision == "fast" and not runtime.compile)
+        self.statistics = BatchStatistics(teacher, runtime.precision == "fast" and not runtime.compile, runtime.ranks)
         self._losses = runtime.compiled(self.losses)
 
     def jittered(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,8 @@ class DeepInversion(Synthesizer):
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
         """One batch against the student as it is."""
-        own, count = self.settings, len(self.pixels)
+        own, count, ranks = self.settings, len(self.pixels), self.runtime.ranks
+        share = ranks.share(count)
         with torch.no_grad():
             self.pixels.copy_(torch.randn(self.pixels.shape))
         clear_moments(self.optimiser)
@@ -89,12 +91,13 @@ class DeepInversion(Synthesizer):
             for _ in range(own.g_steps):
                 if stop:
                     stop.stop()
-                found = self._losses(self.runtime.images(self.jittered(self.pixels)), self.pixels, labels)
+                views = self.runtime.images(ranks.mine(self.jittered(self.pixels)))
+                found = self._losses(views, ranks.mine(self.pixels), ranks.mine(labels))
                 if own.keep == "best":
-                    loss, *_ = found.values()
-                    best.offer(loss, {name: value for name, value in found.items() if name != "loss"}, self.pixels)
+                    others = {name: value for name, value in found.items() if name != "loss"}
+                    best.offer(*ranks.means(found["loss"], others, share), self.pixels)
                 self.optimiser.zero_grad()
-                found["loss"].backward()
+                ranks.backward(found["loss"], self.optimiser, share)
                 self.optimiser.step()
                 with torch.no_grad():
                     self.pixels.copy_(torch.maximum(torch.minimum(self.pixels, self.white), self.black))
@@ -102,7 +105,8 @@ class DeepInversion(Synthesizer):
             (pixels,), terms = best.take()
         else:
             pixels = self.pixels.detach()
-            terms = dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
+            means = ranks.mean(torch.stack([value.detach() for value in found.values()]), share)
+            terms = dict(zip(found, means.tolist(), strict=True))
             check_terms("synthesis", own.g_steps - 1, terms, "lr_g")
         kept = to_bytes(self.in_unit_range(pixels))
         scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)

@@ -45,7 +45,7 @@ class DFAD(GenerativeSynthesizer):
         """The generator's terms; `l1` is the distance, unsigned."""
         with self.runtime.autocast():
             teacher, student = self.teacher(images), self.student(images)
-        l1 = (student.float() - teacher.float()).abs().mean()
+        l1 = self.whole(student.float() - teacher.float()).abs().mean()
         return {"loss": -torch.log1p(l1) if self.settings.log else -l1, "l1": l1}
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
@@ -56,10 +56,10 @@ class DFAD(GenerativeSynthesizer):
 
     @torch.no_grad()
     def batch(self, count: int) -> torch.Tensor:
-        """A fresh batch of the student from batch statistics: normalised images [count,C,H,W]."""
+        """A fresh batch of the student from batch statistics: normalised images [count,C,H,W]; this process's part."""
         self._generator.train()
         return self.made(count)
 
     def sample(self, count: int) -> torch.Tensor:
         """The nearest images in [0, 1] to such a batch."""
-        return denormalise(self.batch(count), self.info)
+        return denormalise(self.runtime.ranks.whole(self.batch(count), count), self.info)

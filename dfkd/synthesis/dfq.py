@@ -34,6 +34,6 @@ class DFQ(StatisticsSynthesizer):
         bn = self.statistics_loss()
         adv = -imitation(student, teacher, own)
         oh = one_hot(teacher, teacher.argmax(1))
-        balance = class_balance(teacher)
+        balance = class_balance(self.whole(teacher))
         loss = own.adv * adv + own.bn * bn + own.oh * oh + own.balance * balance
         return {"loss": loss, "adv": adv, "bn": bn, "oh": oh, "balance": balance}

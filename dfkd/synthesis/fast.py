@@ -54,6 +54,7 @@ class Fast(PersistentInversion):
         super().__init__(teacher, student, info, settings, runtime, objective)
         build = GENERATORS[settings.generator]
         self._generator = runtime.place(build(settings.latent_size, info.channels, info.image_size, settings.width)).train()
+        runtime.ranks.share_statistics(self._generator)
         self.working = self.copied()
         self.latent = torch.zeros(
             settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
@@ -83,12 +84,12 @@ class Fast(PersistentInversion):
 
     def images(self, labels: torch.Tensor) -> torch.Tensor:
         """G'(z)."""
-        return self.working(self.latent)
+        return self.working(self.runtime.ranks.mine(self.latent))
 
     def step(self, loss: torch.Tensor) -> None:
         """One step of generator and latent."""
         self.optimiser.zero_grad()
-        loss.backward()
+        self.runtime.ranks.backward(loss, self.optimiser, self.share)
         self.optimiser.step()
 
     @property
@@ -140,7 +141,7 @@ class FastMeta(Fast):
     def step(self, loss: torch.Tensor) -> None:
         """One step of G' and latent; G gathers the gradient."""
         self.optimiser.zero_grad()
-        loss.backward()
+        self.runtime.ranks.backward(loss, self.optimiser, self.share)
         if self.settings.meta == "fomaml":
             for own, inner in self._pairs():
                 assert own.grad is not None

@@ -14,7 +14,7 @@ from dfkd.synthesis.synthesizer import Synthesis, Synthesizer
 class Fixed(Synthesizer):
     """Makes nothing; the student sees the images that are there."""
 
-    per_image = True
+    shareable = True
 
     def synthesize(self, epoch: int, stop: StopRequest | None = None) -> Synthesis:
         """No images, no cost."""

@@ -25,6 +25,7 @@ class GenerativeSynthesizer(FreshSynthesizer):
     PyTorch's own initialisation, train mode in synthesis, eval mode (running statistics) in `sample`.
     """
 
+    shareable = True
     student_trains = False  # the student's mode in a generator step
     settings: GenerativeSettings
 
@@ -39,6 +40,8 @@ class GenerativeSynthesizer(FreshSynthesizer):
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
         self._generator = runtime.place(self.build())
+        runtime.ranks.share_statistics(self._generator)
+        self.share = runtime.ranks.share(settings.synthesis_batch_size)
         self.optimiser = torch.optim.Adam(
             self._generator.parameters(),
             lr=settings.lr_g,
@@ -61,20 +64,24 @@ class GenerativeSynthesizer(FreshSynthesizer):
         """z ~ N(0, 1), [count,latent_size]. Drawn on the CPU, so that devices agree."""
         return torch.randn(count, self.settings.latent_size).to(self.runtime.device)
 
+    def whole(self, values: torch.Tensor) -> torch.Tensor:
+        """What all processes have of the batch of a step, [B,…], for a term that compares its images."""
+        return self.runtime.ranks.gathered(values, self.share)
+
     def made(self, count: int) -> torch.Tensor:
-        """What the generator makes of fresh latents, [count,C,H,W] in [0, 1], with a graph to it."""
+        """What the generator makes of fresh latents, [count,C,H,W] in [0, 1], with a graph to it; this process's part."""
         with self.runtime.autocast():
-            return self._generator(self.latents(count)).float()
+            return self._generator(self.runtime.ranks.mine(self.latents(count))).float()
 
     def inputs(self, count: int) -> torch.Tensor:
-        """Fresh images as the networks take them: normalised, [count,C,H,W], with a graph to the generator."""
+        """Fresh images as the networks take them: normalised, [count,C,H,W], with a graph to the generator; likewise."""
         return normalise(self.made(count), self.info)
 
     def step(self) -> dict[str, torch.Tensor]:
         """One step of the generator; its terms."""
         found = self._losses(self.runtime.images(self.inputs(self.settings.synthesis_batch_size)))
         self.optimiser.zero_grad()
-        found["loss"].backward()
+        self.runtime.ranks.backward(found["loss"], self.optimiser, self.share)
         self.optimiser.step()
         return found
 
@@ -86,7 +93,7 @@ class GenerativeSynthesizer(FreshSynthesizer):
             self.student.train(self.student_trains)
             for _ in range(steps):
                 found = self.step()
-        terms = torch.stack([value.detach() for value in found.values()]).tolist()
+        terms = self.runtime.ranks.mean(torch.stack([value.detach() for value in found.values()]), self.share).tolist()
         count = self.settings.synthesis_batch_size * steps
         return Synthesis(dict(zip(found, terms, strict=True)), count=count, optimiser_steps=steps, teacher_queries=count)
 
@@ -94,7 +101,13 @@ class GenerativeSynthesizer(FreshSynthesizer):
     def sample(self, count: int) -> torch.Tensor:
         """Fresh images [count,C,H,W] in [0, 1], from running statistics, without a graph."""
         self._generator.eval()
-        return self.made(count)
+        return self.runtime.ranks.whole(self.made(count), count)
+
+    @torch.no_grad()
+    def batch(self, count: int) -> torch.Tensor:
+        """Such images, normalised; this process's part."""
+        self._generator.eval()
+        return normalise(self.made(count), self.info)
 
     @property
     def rate(self) -> float:
@@ -132,7 +145,7 @@ class StatisticsSynthesizer(GenerativeSynthesizer):
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
         one_pass = runtime.precision == "fast" and not runtime.compile
-        self.statistics = BatchStatistics(teacher, one_pass) if settings.bn else None
+        self.statistics = BatchStatistics(teacher, one_pass, runtime.ranks) if settings.bn else None
 
     def statistics_loss(self) -> torch.Tensor:
         """R_bn of the forward of the teacher that was recorded last; 0 if `bn` is 0."""

@@ -46,11 +46,11 @@ class NoisyLayer(nn.Module):
         self.weight.copy_(torch.randn(self.weight.shape))
         self.bias.zero_()
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[B,inputs] -> [B,outputs]; B at most blocks × rows."""
-        blocks = len(self.weight)
-        padded = F.pad(features, (0, 0, 0, blocks * self.rows - len(features))).unflatten(0, (blocks, self.rows))
-        return (padded @ self.weight + self.bias).flatten(0, 1)[: len(features)]
+    def forward(self, features: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """[B,inputs] -> [B,outputs], rows `first` and following of a batch of at most blocks × rows."""
+        blocks, end = len(self.weight), first + len(features)
+        padded = F.pad(features, (0, 0, first, blocks * self.rows - end)).unflatten(0, (blocks, self.rows))
+        return (padded @ self.weight + self.bias).flatten(0, 1)[first:end]
 
 
 class NamedGenerator(nn.Module):
@@ -66,9 +66,9 @@ class NamedGenerator(nn.Module):
         self.noise = NoisyLayer(size, latent_size, -(-batch_size // classes), classes)
         self.body = generator
 
-    def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """[B] -> [B,C,H,W]."""
-        return self.body(self.noise(self.norm(self.embedding[labels])))
+    def forward(self, labels: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """[B] -> [B,C,H,W]; `labels` are those of row `first` and following of a batch."""
+        return self.body(self.noise(self.norm(self.embedding[labels]), first))
 
     def restart(self) -> None:
         """PyTorch's own initialisation of all but the noisy layer, in place."""
@@ -97,6 +97,7 @@ class NAYER(PersistentInversion):
         self.network = runtime.place(
             NamedGenerator(embedding, settings.synthesis_batch_size, settings.latent_size, body)
         ).train()
+        runtime.ranks.share_statistics(self.network)
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=settings.lr_g, betas=(0.5, 0.999), fused=runtime.precision == "fast", foreach=False
         )
@@ -119,12 +120,13 @@ class NAYER(PersistentInversion):
 
     def images(self, labels: torch.Tensor) -> torch.Tensor:
         """x."""
-        return self.network(labels)
+        rows = self.runtime.ranks.part(len(labels))
+        return self.network(labels[rows], rows.start or 0)
 
     def step(self, loss: torch.Tensor) -> None:
         """One step of generator and noisy layer."""
         self.optimiser.zero_grad()
-        loss.backward()
+        self.runtime.ranks.backward(loss, self.optimiser, self.share)
         self.optimiser.step()
 
     @property

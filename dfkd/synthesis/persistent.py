@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dfkd.datasets.info import DatasetInfo
-from dfkd.datasets.views import normalise, random_views, to_bytes
+from dfkd.datasets.views import draw_training_views, normalise, to_bytes
 from dfkd.distillation.objective import Objective
 from dfkd.methods import FastSettings, NAYERSettings
 from dfkd.progress import StopRequest
@@ -30,6 +30,7 @@ from dfkd.synthesis.synthesizer import Best, Memory, Synthesis, Synthesizer, hel
 class PersistentInversion(Synthesizer):
     """The synthesis of such a method. A subclass says what begins and ends it, what makes the images and what learns."""
 
+    shareable = True
     settings: FastSettings | NAYERSettings
 
     def __init__(
@@ -43,7 +44,8 @@ class PersistentInversion(Synthesizer):
     ) -> None:
         super().__init__(teacher, student, info, settings, runtime, objective)
         one_pass = runtime.precision == "fast" and not runtime.compile
-        self.statistics = MovingStatistics(teacher, settings.bn_momentum, one_pass)
+        self.statistics = MovingStatistics(teacher, settings.bn_momentum, one_pass, runtime.ranks)
+        self.share = runtime.ranks.share(settings.synthesis_batch_size)
         self.memory = Memory()
         self._losses = runtime.compiled(self.losses)
 
@@ -57,11 +59,11 @@ class PersistentInversion(Synthesizer):
 
     @abstractmethod
     def images(self, labels: torch.Tensor) -> torch.Tensor:
-        """Images [B,C,H,W] in [0, 1] for labels [B], with a graph to what learns. Called under autocast."""
+        """This process's part of the images [B,C,H,W] in [0, 1] for labels [B], with a graph to what learns; under autocast."""
 
     @abstractmethod
     def step(self, loss: torch.Tensor) -> None:
-        """Backward pass and one step of what learns."""
+        """Backward pass from the mean loss of this process's part, and one step of what learns."""
 
     def finish(self) -> None:
         """Called after the last step."""
@@ -84,7 +86,7 @@ class PersistentInversion(Synthesizer):
         """`g_steps` steps against the student as it is."""
         labels = self.begin(epoch).to(self.runtime.device)
         adversarial = bool(self.settings.adv) and self.adversarial(epoch)
-        count, steps, best = len(labels), self.settings.g_steps, Best()
+        count, steps, best, ranks = len(labels), self.settings.g_steps, Best(), self.runtime.ranks
         with held(self.student), self.statistics.recording():
             for _ in range(steps):
                 if stop:
@@ -92,14 +94,14 @@ class PersistentInversion(Synthesizer):
                 with self.runtime.autocast():
                     images = self.images(labels)
                 images = images.float()
-                views = self.runtime.images(normalise(random_views(images, self.info), self.info))
-                found = self._losses(views, labels, adversarial)
+                seen = draw_training_views(count, self.info).part(ranks.part(count)).apply(images, self.info)
+                found = self._losses(self.runtime.images(normalise(seen, self.info)), ranks.mine(labels), adversarial)
                 self.step(found["loss"])
-                best.offer(found.pop("loss"), found, images)
+                best.offer(*ranks.means(found.pop("loss"), found, self.share), images)
         self.finish()
         self.statistics.update()
         (images,), terms = best.take()
-        kept = to_bytes(images)
+        kept = ranks.whole(to_bytes(images), count)
         scores = teacher_scores(self.teacher, kept, labels, self.info, self.runtime)
         return Synthesis(terms, kept.cpu().contiguous(), labels.cpu(), scores, count, steps, count * (steps + 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,19 +109,25 @@ class BatchStatistics:
         L2 norms, not squared, unweighted (the form that CMI, CSD, DDA, Fast and NAYER share; DeepInversion, eq. 4, squares
         nothing either but weights the first layer).
         """
-        total = torch.zeros((), device=self._found[0][0].device)
-        if self.ranks.world > 1:
-            self._found = self._of_all(self._found)
-        for variance, mean, layer in self._found:
+        return self.distance(self.taken())
+
+    @staticmethod
+    def distance(found: Sequence[Recorded]) -> torch.Tensor:
+        """R_bn of these statistics."""
+        total = torch.zeros((), device=found[0][0].device)
+        for variance, mean, layer in found:
             assert layer.running_var is not None
             assert layer.running_mean is not None
             total = total + torch.linalg.vector_norm(layer.running_var.float() - variance)
             total = total + torch.linalg.vector_norm(layer.running_mean.float() - mean)
-        self._found.clear()
         return total
 
-    def _of_all(self, found: list[Recorded]) -> list[Recorded]:
-        """The moments of all processes' images, by one exchange for all layers."""
+    def taken(self) -> list[Recorded]:
+        """What was recorded last, which is forgotten: the moments of all processes' images, by one exchange for all layers."""
+        found = list(self._found)
+        self._found.clear()
+        if self.ranks.world == 1:
+            return found
         variance, mean = torch.cat([own for own, _, _ in found]), torch.cat([own for _, own, _ in found])
         sizes = [len(own) for own, _, _ in found]
         variances, means = (values.split(sizes) for values in self.ranks.moments(variance, mean, self._images))
@@ -135,24 +141,22 @@ class MovingStatistics(BatchStatistics):
     sets mu~ = mu, and before it R_bn is the plain one. The gradient goes through (1 - m) mu alone: m = 0.9 leaves a tenth.
     """
 
-    def __init__(self, model: nn.Module, momentum: float, one_pass: bool = False) -> None:
-        super().__init__(model, one_pass)
+    def __init__(self, model: nn.Module, momentum: float, one_pass: bool = False, ranks: Ranks = ALONE) -> None:
+        super().__init__(model, one_pass, ranks)
         self.momentum = momentum
         self._last: list[torch.Tensor] = []  # variance and mean of each layer in turn
         self._moving: list[torch.Tensor] = []  # likewise; empty before the first update
 
     def loss(self) -> torch.Tensor:
         """R_bn of the mixed statistics of the forward that was recorded last."""
-        self._last = [value.detach() for variance, mean, _ in self._found for value in (variance, mean)]
+        found = self.taken()
+        self._last = [value.detach() for variance, mean, _ in found for value in (variance, mean)]
         if self._moving and self.momentum:
-            mixed = []
-            for index, (variance, mean, layer) in enumerate(self._found):
+            for index, (variance, mean, layer) in enumerate(found):
                 old_variance, old_mean = self._moving[2 * index : 2 * index + 2]
-                mixed.append(
-                    (torch.lerp(variance, old_variance, self.momentum), torch.lerp(mean, old_mean, self.momentum), layer)
-                )
-            self._found = mixed
-        return super().loss()
+                mixed = torch.lerp(variance, old_variance, self.momentum), torch.lerp(mean, old_mean, self.momentum)
+                found[index] = (*mixed, layer)
+        return self.distance(found)
 
     def update(self) -> None:
         """Take in the statistics of the last recorded batch. Once per synthesis."""

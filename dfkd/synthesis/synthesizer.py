@@ -43,7 +43,7 @@ class Synthesizer(ABC):
     for a `FreshSynthesizer`.
     """
 
-    per_image: ClassVar[bool] = False  # can be shared by processes: losses are means over images, or its own are summed
+    shareable: ClassVar[bool] = False  # by processes: each makes its part of a batch, losses are of the whole
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class FreshSynthesizer(Synthesizer):
         """Fresh images [count,C,H,W] in [0, 1], without a graph."""
 
     def batch(self, count: int) -> torch.Tensor:
-        """A fresh batch of the student, [count,C,H,W]: `sample`, normalised."""
-        return normalise(self.sample(count), self.info)
+        """A fresh batch of the student, [count,C,H,W]: `sample`, normalised. Of several processes each has its part."""
+        return normalise(self.runtime.ranks.mine(self.sample(count)), self.info)
 
 
 class Memory(dict[str, Any]):

@@ -57,7 +57,6 @@ class CC(FeatureObjective):
 
     sees = ""
     pooled = True
-    per_image = False
     settings: CCSettings
 
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:
@@ -67,6 +66,7 @@ class CC(FeatureObjective):
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The loss of the chosen form."""
-        ours, theirs = self.through("student", student.pooled), self.through("teacher", teacher.pooled)
+        ours = self.whole(self.through("student", student.pooled), batch)
+        theirs = self.whole(self.through("teacher", teacher.pooled), batch)
         form = self.settings.form
         return neighbour_loss(ours, theirs) if form == "neighbours" else congruence_loss(ours, theirs, form)

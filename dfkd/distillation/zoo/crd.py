@@ -124,7 +124,7 @@ class CRD(FeatureObjective):
 
     sees: ClassVar[str] = ""
     pooled: ClassVar[bool] = True
-    per_image = False
+    shareable = False
     needs_labels = True
     settings: CRDSettings
     memory: MemoryBanks

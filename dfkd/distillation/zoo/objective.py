@@ -75,7 +75,7 @@ class DataObjective(Objective):
     """
 
     settings: ObjectiveSettings
-    per_image = True
+    shareable = True
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class DataObjective(Objective):
 class FeatureObjective(DataObjective):
     """An objective with a term of its own on what is seen of both networks. A subclass gives `own`, and its heads.
 
-    One that compares the images of a batch, or counts on their number, says `per_image = False`.
+    One that compares the images of a batch asks for the `whole` of what is seen of them.
 
     Heads are trained with the student: its optimiser, rate and weight decay, as in the benchmark's code. With settings that
     are no `FeatureSettings` the layers are the networks' own.

@@ -32,8 +32,7 @@ class PKT(FeatureObjective):
 
     sees = ""
     pooled = True
-    per_image = False
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The divergence."""
-        return affinity_loss(student.pooled, teacher.pooled)
+        return affinity_loss(self.whole(student.pooled, batch), self.whole(teacher.pooled, batch))

@@ -36,13 +36,13 @@ class RKD(FeatureObjective):
 
     sees = ""
     pooled = True
-    per_image = False
     settings: RKDSettings
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """Both relations, weighed; one without weight is not computed."""
+        ours, theirs = self.whole(student.pooled, batch), self.whole(teacher.pooled, batch)
         terms = [
-            weight * F.smooth_l1_loss(relation(student.pooled), relation(teacher.pooled))
+            weight * F.smooth_l1_loss(relation(ours), relation(theirs))
             for weight, relation in ((self.settings.distance, distances), (self.settings.angle, angles))
             if weight
         ]

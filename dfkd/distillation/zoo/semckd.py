@@ -85,7 +85,7 @@ class SemCKD(FeatureObjective):
     """All pairs of maps, weighed by what the batch's images have in common in them."""
 
     paired: ClassVar[bool] = False
-    per_image = False
+    shareable = False
     settings: SemCKDSettings
 
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.ModuleDict:

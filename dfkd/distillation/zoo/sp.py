@@ -29,8 +29,7 @@ class SP(FeatureObjective):
     """Similarities of the images of a batch, of the last map."""
 
     sees = "last"
-    per_image = False
 
     def own(self, student: Seen, teacher: Seen, batch: Batch) -> torch.Tensor:
         """The sum over the pairs of maps."""
-        return similarity_loss(student.maps, teacher.maps)
+        return similarity_loss(*([self.whole(values, batch) for values in seen.maps] for seen in (student, teacher)))

@@ -118,7 +118,10 @@ def test_a_state_that_is_loaded_elsewhere_goes_on_alike(name, tiny_data, referen
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in ("kd-semckd", "kd-crd", "kd-crd-kd")])
 def test_those_that_processes_may_share_are_means_over_images(name, tiny_data, reference):
-    """But for BatchNorm in training, whose statistics processes exchange. SemCKD takes no part, and CRD has rows in common."""
+    """But for BatchNorm in training, whose statistics processes exchange, and for those that compare images, which they gather.
+
+    SemCKD takes no part, and CRD has rows in common.
+    """
     objective = made(name, tiny_data.info, reference)
     for part in objective.parts().values():
         if isinstance(part, torch.nn.Module):
@@ -129,4 +132,5 @@ def test_those_that_processes_may_share_are_means_over_images(name, tiny_data, r
         whole = objective.losses(batch())["loss"]
         parts = {share: objective.losses(Batch(images[own], labels[own], rows[own])) for share, own in shares.items()}
     together = sum(share * found["loss"] for share, found in parts.items())
-    assert (together.item() == pytest.approx(whole.item(), rel=1e-4)) == objective.per_image
+    assert objective.shareable
+    assert (together.item() == pytest.approx(whole.item(), rel=1e-4)) == (name not in ("kd-sp", "kd-cc", "kd-rkd", "kd-pkt"))
