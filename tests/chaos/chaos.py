@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,7 +198,8 @@ def main():
     text = table(outcomes)
     print(text.splitlines()[0])
     if options.output:
-        options.output.write_text(f"# Killed and started again\n\n{WORDS}{text}", encoding="utf-8")
+        when = f"{date.today()}, {os.cpu_count()} cores, {chaos.seconds:.1f} s for the uninterrupted run."
+        options.output.write_text(f"# Killed and started again\n\n{WORDS}{when}\n\n{text}", encoding="utf-8")
     sys.exit(not all(outcome.good for outcome in outcomes))
 
 
