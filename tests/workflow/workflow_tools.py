@@ -46,6 +46,8 @@ if after.get("--method") in {sorted(name for name, method in METHODS.items() if 
     beside["distill"] += ["generator.safetensors", "generator.json"]
 if words[:2] == ["bank", "page"]:
     beside["bank"] = [output.stem + ".scores.h5", *(["rejected.scores.h5"] if output.stem == "variations" else [])]
+if words[:2] == ["bank", "merge"]:
+    beside["bank"] = ["init.history.csv", "init.timing.csv"]
 paths = [output, *(output.parent / name for name in beside.get(words[0], []))]
 options = ("--test-output", "--rejected", "--plot", "--page", "--grid")
 paths += [Path(after[option]) for option in options if option in after]
