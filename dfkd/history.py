@@ -203,13 +203,13 @@ def join_rows(paths: Sequence[Path], output: Path) -> None:
     tables = []
     for path in paths:
         try:
-            tables.append(path.read_text(encoding="utf-8").splitlines(keepends=True))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); make it again.") from error
+            tables.append(path.read_bytes().splitlines(keepends=True))
+        except OSError as error:
+            raise unreadable(path, error) from None
         if tables[-1][:1] != tables[0][:1]:
             raise UserError(f"{path}: its columns are not those of {paths[0]}; make both again with one setting.")
     with atomic_path(output) as temporary:
-        temporary.write_text("".join(tables[0][:1] + [line for table in tables for line in table[1:]]), encoding="utf-8")
+        temporary.write_bytes(b"".join(tables[0][:1] + [line for table in tables for line in table[1:]]))
 
 
 def read_history(path: str | Path) -> Columns:

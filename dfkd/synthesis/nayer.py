@@ -121,7 +121,7 @@ class NAYER(PersistentInversion):
     def images(self, labels: torch.Tensor) -> torch.Tensor:
         """x."""
         rows = self.runtime.ranks.part(len(labels))
-        return self.network(labels[rows], rows.start or 0)
+        return self.network(labels[rows], rows.start)
 
     def step(self, loss: torch.Tensor) -> None:
         """One step of generator and noisy layer."""
